@@ -1,0 +1,101 @@
+/**
+ * The interface most handler authors implement: a disk as a row of bytes. Which optional methods
+ * exist decides which capabilities the device advertises; what is missing is emulated from what is
+ * there, or refused with the right sense. Every method may answer at once or by a promise.
+ *
+ * The caller guarantees: `position` and lengths are multiples of `blockSize`, within `size`, and
+ * data buffers are valid until the method has settled. Methods are called concurrently, up to the
+ * device's `concurrency`; writes that overlap in time may land in either order (SAM-5 simple tasks).
+ * A thrown `SenseError` goes to the initiator as it is; ENOSPC, EROFS and the like are translated
+ * (see `tcmu/scsi`); anything else becomes HARDWARE ERROR or MEDIUM ERROR and a diagnostics event.
+ */
+import type { DataIn, DataOut, MaybePromise } from '../device/data.js';
+
+/** What a store is told about a request besides its data. */
+export interface RequestContext {
+  /** Aborted when the initiator gave up on the request; made when first asked for. */
+  readonly signal: AbortSignal;
+}
+
+export interface WriteContext extends RequestContext {
+  /** The write must be durable when the method settles. Only ever true when `supportsFua` is. */
+  readonly fua: boolean;
+}
+
+export interface UnmapContext extends RequestContext {
+  /** Blocks may be deallocated rather than written (they must read as zeros either way). */
+  readonly mayUnmap: boolean;
+}
+
+/** A run of blocks with one provisioning status (SBC-4 5.9 GET LBA STATUS). */
+export interface BlockExtent {
+  /** Bytes, a multiple of the block size. */
+  readonly length: number;
+  /** `data`: mapped; `hole`: deallocated, reads as zeros; `zero`: mapped or anchored, reads as zeros. */
+  readonly status: 'data' | 'hole' | 'zero';
+}
+
+export interface BlockStore {
+  /** Capacity in bytes: a multiple of `blockSize`, above 0, at most 2^53 - 1. Read again after `resize`. */
+  readonly size: number;
+  /** Logical block size in bytes: 512 (default), 1024, 2048 or 4096. */
+  readonly blockSize?: number;
+  /** Bytes a physical block has; a power of two times the logical one. Default: `blockSize`. */
+  readonly physicalBlockSize?: number;
+  /** Reported as WP in the mode parameter header; writes are refused with DATA PROTECT. */
+  readonly readOnly?: boolean;
+  /**
+   * Whether an acknowledged write may still be volatile (WCE in the caching mode page). Default: true
+   * when there is a `flush`, false otherwise: a store without `flush` promises that a settled write
+   * is durable.
+   */
+  readonly writeCache?: boolean;
+  /** `write` honours `context.fua`. Without it a FUA write is a write followed by `flush`. */
+  readonly supportsFua?: boolean;
+  /** Largest transfer in bytes that is best for the store (OPTIMAL TRANSFER LENGTH, SBC-4 6.6.4). */
+  readonly optimalTransferLength?: number;
+  /** Granularity of unmap in bytes. Default: `blockSize`. */
+  readonly unmapGranularity?: number;
+  /** No seek costs (medium rotation rate 1, SBC-4 6.6.2). Default true. */
+  readonly nonRotational?: boolean;
+
+  /** Fills all of `data` from `position`. */
+  read(position: number, data: DataIn, context: RequestContext): MaybePromise<unknown>;
+  /** Takes all of `data` to `position`. */
+  write(position: number, data: DataOut, context: WriteContext): MaybePromise<unknown>;
+  /** Makes every write that settled before this call durable. */
+  flush?(context: RequestContext): MaybePromise<unknown>;
+  /** Deallocates; the range must read as zeros afterwards (LBPRZ 001b). */
+  unmap?(position: number, length: number, context: RequestContext): MaybePromise<unknown>;
+  /** Writes zeros without data. */
+  writeZeroes?(position: number, length: number, context: UnmapContext): MaybePromise<unknown>;
+  /** Writes `block` (one logical block) over the range. */
+  writeSame?(
+    position: number,
+    length: number,
+    block: Uint8Array,
+    context: RequestContext,
+  ): MaybePromise<unknown>;
+  /**
+   * Atomically: when the bytes at `position` equal `expected`, writes `replacement` and answers -1;
+   * otherwise answers the offset of the first difference. Emulated under a range lock when absent.
+   */
+  compareAndWrite?(
+    position: number,
+    expected: Uint8Array,
+    replacement: Uint8Array,
+    context: RequestContext,
+  ): MaybePromise<number>;
+  /** Extents from `position`, in order, covering at least one block and at most `length` bytes. */
+  blockStatus?(
+    position: number,
+    length: number,
+    context: RequestContext,
+  ): MaybePromise<readonly BlockExtent[]>;
+  /** Called once before the first request. */
+  open?(): MaybePromise<unknown>;
+  /** Called once after the last request has settled. The store flushes what it holds. */
+  close?(): MaybePromise<unknown>;
+  /** Makes the disk `size` bytes long. Absent: the disk can't be resized. */
+  resize?(size: number): MaybePromise<unknown>;
+}

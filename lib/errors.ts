@@ -73,7 +73,9 @@ export class RingError extends TcmuError {}
 
 /**
  * A command was used wrongly. Codes: `ERR_TCMU_COMMAND_COMPLETED` (completed twice),
- * `ERR_TCMU_COMMAND_UNCOMPLETED` (the handler's promise resolved without a completion).
+ * `ERR_TCMU_COMMAND_UNCOMPLETED` (the handler's promise resolved without a completion),
+ * `ERR_TCMU_COMMAND_ABORTED` (the reason of an aborted `command.signal`),
+ * `ERR_TCMU_KEEP_BUF` (its buffer can't be kept).
  */
 export class CommandError extends TcmuError {}
 

@@ -1,8 +1,9 @@
 /**
  * Boots user-mode Linux (Debian's `user-mode-linux`), runs one command in it as root, and powers off.
  *
- * Contract: the guest sees the host's root file system read-only, with tmpfs over the places that must be
- * writable (init.sh lists them); only `outDir` is written, through /run/out. One CPU, a boot of some 4 s.
+ * Contract: the guest sees the host's files read-only at their own places, below a root of its own on tmpfs
+ * where /tmp, /run, /mnt and parts of /var start empty; only `outDir` is written, through /run/out. One CPU,
+ * a boot of some 4 s.
  * No privilege is needed on the host. The machine never outlives the promise, nor this process.
  */
 import { spawn } from 'node:child_process';
@@ -40,7 +41,8 @@ function findRoot(): string {
 
 /** Where the linux.uml binary is, or undefined when the package is not installed. */
 export function findUml(): string | undefined {
-  for (const dir of [...(process.env.PATH ?? '').split(delimiter), '/usr/bin']) {
+  const { PATH = '' } = process.env;
+  for (const dir of [...PATH.split(delimiter), '/usr/bin']) {
     const file = join(dir, 'linux.uml');
     try {
       accessSync(file, constants.X_OK);
@@ -146,7 +148,7 @@ export async function runUml(options: VmOptions): Promise<VmResult> {
       kill();
     }
     lines.end();
-    const kernelLog = console.replaceAll('\r', '').split(endOfRunMark)[0] ?? '';
+    const kernelLog = console.replaceAll('\r', '').split(endOfRunMark)[0]?.replace(/[^\n]*$/, '') ?? '';
     return {
       exitCode,
       timedOut: exitCode === 124 || (exitCode === undefined && child.signalCode === 'SIGKILL'),

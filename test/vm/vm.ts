@@ -23,7 +23,7 @@ export interface VmOptions {
   outDir?: string;
   /** Kernel modules to load first; default: TCMU, loopback, sd and sg. */
   modules?: readonly string[];
-  /** Host paths below /tmp, /run, /mnt, /var/log or /var/tmp that must stay visible (read-only). */
+  /** Host paths below /tmp, /run, /mnt, /var/log or /var/tmp to be seen at their places, read-only. */
   visible?: readonly string[];
   /** Called with every line of the command's output (both streams) as it comes. */
   onLine?: (line: string) => void;

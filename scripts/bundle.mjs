@@ -1,0 +1,35 @@
+/** Bundles the TypeScript of test/kernel for plain Node, inside the guest and out. */
+import { readdirSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+export const projectRoot = dirname(dirname(fileURLToPath(import.meta.url)));
+
+/** Answers the directory of the bundles, `build/test-kernel`. */
+export async function bundleKernelTests() {
+  // Imported here: the scripts that import this module run before `npm ci` too.
+  const { build } = await import('esbuild');
+  const kernel = join(projectRoot, 'test/kernel');
+  const entryPoints = ['harness/host.ts', 'harness/guest.ts'];
+  for (const dir of ['scenarios', 'handlers']) {
+    for (const file of readdirSync(join(kernel, dir))) {
+      if (file.endsWith('.ts')) entryPoints.push(`${dir}/${file}`);
+    }
+  }
+  const outdir = join(projectRoot, 'build/test-kernel');
+  await build({
+    absWorkingDir: projectRoot,
+    entryPoints: entryPoints.map((file) => join(kernel, file)),
+    outbase: join(projectRoot, 'test'),
+    outdir,
+    bundle: true,
+    splitting: true,
+    platform: 'node',
+    format: 'esm',
+    target: 'node20',
+    packages: 'external',
+    sourcemap: 'inline',
+    logLevel: 'warning',
+  });
+  return outdir;
+}

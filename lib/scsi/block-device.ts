@@ -1,0 +1,177 @@
+/**
+ * A direct-access block device (SBC-4) over a BlockStore. It decodes a CDB, checks what the command
+ * table says, lets the command family do the work, and completes the command exactly once: at once
+ * with a synchronous store, else when the store's promise settles. A store's failure becomes sense
+ * data here and is never thrown on; only a failing `complete()` is.
+ *
+ * Everything runs on the JavaScript thread that calls `handle`. A command's buffers are used only
+ * until its completion. `close` waits for nothing: the caller calls it when all commands have settled.
+ */
+import { channel } from 'node:diagnostics_channel';
+import type { MaybePromise } from '../device/data.js';
+import type { CommandHandler, ScsiCommand, TaskManagement } from '../device/handler.js';
+import { ArgumentError } from '../errors.js';
+import type { BlockStore } from '../store/block-store.js';
+import { chain, isPromise } from '../store/maybe.js';
+import { readU16 } from './bytes.js';
+import { CommandEntry, CommandTable } from './command-spec.js';
+import { blockCommands } from './commands/index.js';
+import { Identity, type IdentityOptions } from './identity.js';
+import { LogicalUnit } from './logical-unit.js';
+import { type SenseError, sense, toSense } from './sense.js';
+
+/** How the device presents itself. */
+export interface BlockDeviceOptions extends IdentityOptions {
+  /** The medium can be ejected (RMB). Default false. */
+  removable?: boolean | undefined;
+  /** Longest transfer of one command in bytes (MAXIMUM TRANSFER LENGTH), enforced. Default: no limit. */
+  maxTransferLength?: number | undefined;
+  /**
+   * Whether the first command after `open` is answered with the unit attention POWER ON OCCURRED
+   * (29h/00h), which tells initiators that mode parameters are back to their defaults. Default: true,
+   * but false for a removable device, where Linux takes any unit attention for a changed medium.
+   */
+  powerOnAttention?: boolean | undefined;
+}
+
+/** Published on the diagnostics channel `tcmu:scsi:error` for every failure of a store. */
+export interface StoreFailure {
+  readonly device: BlockDevice;
+  readonly command: ScsiCommand;
+  /** What the store threw. */
+  readonly error: unknown;
+  /** What the initiator was told. */
+  readonly sense: SenseError;
+}
+
+const failures = channel('tcmu:scsi:error');
+
+/** A disk: the handler that serves a `BlockStore` as SCSI commands. */
+export class BlockDevice implements CommandHandler {
+  readonly #unit: LogicalUnit;
+  readonly #powerOnAttention: boolean;
+  #open = false;
+
+  /** @throws ArgumentError for a name that does not fit, or a store with contradictory capabilities. */
+  constructor(store: BlockStore, options: BlockDeviceOptions) {
+    const { removable = false, maxTransferLength = 0, powerOnAttention = !removable } = options;
+    if (!Number.isSafeInteger(maxTransferLength) || maxTransferLength < 0) {
+      throw new ArgumentError(`maxTransferLength ${maxTransferLength} is no number of bytes`);
+    }
+    const unit = new LogicalUnit(store, new Identity(options), { removable, maxTransferLength });
+    unit.commands = new CommandTable(
+      blockCommands.filter((spec) => spec.available?.(unit) ?? true),
+    );
+    this.#unit = unit;
+    this.#powerOnAttention = powerOnAttention;
+  }
+
+  /** The store it serves. */
+  get store(): BlockStore {
+    return this.#unit.store;
+  }
+
+  /** Opens the store and takes its size. @throws ArgumentError when the size or block size is none. */
+  open(): MaybePromise<void> {
+    return chain(this.#unit.store.open?.(), () => {
+      this.#unit.measure();
+      this.#open = true;
+      if (this.#powerOnAttention) this.#unit.raiseAttention(sense.powerOnOccurred());
+    });
+  }
+
+  /** Closes the store. */
+  close(): MaybePromise<void> {
+    if (!this.#open) return;
+    this.#open = false;
+    return chain(this.#unit.store.close?.(), () => {});
+  }
+
+  /**
+   * Takes a changed `store.size` over and tells the initiator by the unit attention CAPACITY DATA HAS
+   * CHANGED (SBC-4 4.10.2). Call it after the store has been resized.
+   */
+  capacityChanged(): void {
+    const before = this.#unit.blocks;
+    this.#unit.measure();
+    if (this.#unit.blocks !== before) this.#unit.raiseAttention(sense.capacityDataHasChanged());
+  }
+
+  /** A logical unit or target reset puts the mode parameters back; LIO raises the unit attention itself. */
+  taskManagement(tmr: TaskManagement): void {
+    if (/reset/.test(tmr.type)) {
+      this.#unit.modePages.reset();
+      this.#unit.cacheModeChanged();
+      this.#unit.removalPrevented = false;
+    }
+  }
+
+  /** Carries one command out and completes it. Never throws for what a command or store does wrong. */
+  handle(command: ScsiCommand): MaybePromise<void> {
+    let answer: MaybePromise<unknown>;
+    let entry: CommandEntry | undefined;
+    try {
+      entry = this.#decode(command.cdb);
+      answer = entry.run(this.#unit, command);
+    } catch (error) {
+      return this.#fail(command, entry, error);
+    }
+    if (!isPromise(answer)) return command.complete();
+    const ran = entry;
+    return Promise.resolve(answer).then(
+      () => command.complete(),
+      (error) => this.#fail(command, ran, error),
+    );
+  }
+
+  #decode(cdb: Uint8Array): CommandEntry {
+    const found = this.#unit.commands.at(cdb[0] as number);
+    const entry = found instanceof CommandEntry ? found : this.#serviceAction(cdb, found);
+    if (cdb.length < entry.length) throw sense.invalidFieldInCdb({ byte: cdb.length });
+    const unit = this.#unit;
+    if (!this.#open) throw sense.notReadyBecomingReady();
+    if (unit.attentions.length > 0 && !entry.ignoresAttention) {
+      throw unit.attentions.shift() as SenseError;
+    }
+    const { refusedAt, refusedMask } = entry;
+    for (let i = 0; i < refusedAt.length; i++) {
+      const at = refusedAt[i] as number;
+      const wrong = (cdb[at] as number) & (refusedMask[i] as number);
+      if (wrong !== 0) throw sense.invalidFieldInCdb({ byte: at, bit: 31 - Math.clz32(wrong) });
+    }
+    if (entry.medium !== 'none') {
+      if (unit.ejected) throw sense.mediumNotPresent();
+      if (entry.medium === 'write' && unit.writeProtected) {
+        throw unit.store.readOnly ? sense.writeProtected() : sense.softwareWriteProtected();
+      }
+    }
+    return entry;
+  }
+
+  #serviceAction(
+    cdb: Uint8Array,
+    actions: ReadonlyMap<number, CommandEntry> | undefined,
+  ): CommandEntry {
+    if (actions === undefined) throw sense.invalidOperationCode();
+    const variable = cdb[0] === 0x7f;
+    const entry = variable
+      ? actions.get(cdb.length < 10 ? -1 : readU16(cdb, 8))
+      : actions.get((cdb[1] as number) & 0x1f);
+    if (entry === undefined) {
+      throw sense.invalidFieldInCdb(variable ? { byte: 8 } : { byte: 1, bit: 4 });
+    }
+    // SPC-5 4.2.3: ADDITIONAL CDB LENGTH must be the one of the command.
+    if (variable && cdb[7] !== entry.length - 8) throw sense.invalidFieldInCdb({ byte: 7 });
+    return entry;
+  }
+
+  #fail(command: ScsiCommand, entry: CommandEntry | undefined, error: unknown): void {
+    const answer = toSense(error, entry?.medium === 'write' ? 'write' : 'read');
+    if (answer !== error && failures.hasSubscribers) {
+      const failure: StoreFailure = { device: this, command, error, sense: answer };
+      failures.publish(failure);
+    }
+    const format = this.#unit.modePages.descriptorSense ? 'descriptor' : 'fixed';
+    command.complete(answer.status, answer.encode(format));
+  }
+}

@@ -1,0 +1,151 @@
+/**
+ * The table that describes commands. One `CommandSpec` says how a CDB is laid out, what it needs and
+ * what runs it; the same table decodes operation codes and service actions, refuses options that this
+ * device does not have, and answers REPORT SUPPORTED OPERATION CODES, so they cannot disagree.
+ * Immutable once built.
+ */
+import type { MaybePromise } from '../device/data.js';
+import type { ScsiCommand } from '../device/handler.js';
+import type { LogicalUnit } from './logical-unit.js';
+
+/** One field of a CDB: the bits from (`byte`, `msb`) on, `width` bits, as the standard's table draws it. */
+export interface CdbField {
+  readonly name: string;
+  readonly byte: number;
+  /** Bytes the field takes. Only the first and last may be partly used. */
+  readonly bytes: number;
+  /** Bits used of the first byte. */
+  readonly mask: number;
+  /** An option that the standard defines and this device does not have: any bit set is refused. */
+  readonly refused?: boolean;
+}
+
+/** Whole bytes. */
+export function bytes(name: string, byte: number, count: number): CdbField {
+  return { name, byte, bytes: count, mask: 0xff };
+}
+
+/** Bits `msb` to `lsb` of one byte. */
+export function bits(name: string, byte: number, msb: number, lsb = msb): CdbField {
+  return { name, byte, bytes: 1, mask: (2 << msb) - (1 << lsb) };
+}
+
+/** Bits that must be zero, because the option they choose is not there (INVALID FIELD IN CDB). */
+export function refused(name: string, byte: number, msb: number, lsb = msb): CdbField {
+  return { ...bits(name, byte, msb, lsb), refused: true };
+}
+
+/** A command of the table. */
+export interface CommandSpec {
+  /** As the standard spells it: `READ (10)`. */
+  readonly name: string;
+  /** Standard and clause. */
+  readonly reference: string;
+  readonly opcode: number;
+  /** For operation codes with service actions: in byte 1 bits 4..0, or bytes 8..9 of a 7Fh CDB. */
+  readonly serviceAction?: number;
+  /** Bytes of the CDB. */
+  readonly length: number;
+  /** Everything between the operation code (and service action) and the CONTROL byte. */
+  readonly fields: readonly CdbField[];
+  /**
+   * What it does to the medium: `write` is refused on a write-protected device, both are refused
+   * without a medium; `none` runs always.
+   */
+  readonly medium: 'none' | 'read' | 'write';
+  /** Runs even with a unit attention pending, and does not clear it (SAM-5 5.14). */
+  readonly ignoresAttention?: boolean;
+  /** Whether this device has the command; default yes. */
+  readonly available?: (unit: LogicalUnit) => boolean;
+  /** RECOMMENDED COMMAND TIMEOUT in seconds (SPC-5 6.34.4); default: none given. */
+  readonly timeout?: number;
+  /**
+   * Carries the command out. Settling means GOOD; a throw is CHECK CONDITION. Must not complete the
+   * command itself.
+   */
+  run(unit: LogicalUnit, command: ScsiCommand): MaybePromise<unknown>;
+}
+
+/** A command with what follows from its fields worked out once. */
+export class CommandEntry {
+  readonly spec: CommandSpec;
+  readonly run: CommandSpec['run'];
+  readonly length: number;
+  readonly medium: CommandSpec['medium'];
+  readonly ignoresAttention: boolean;
+  /** CDB USAGE DATA (SPC-5 6.34.3): the bits that this device evaluates. */
+  readonly usage: Uint8Array;
+  /** Bytes with bits to refuse, and the bits: the checks of the decoder. */
+  readonly refusedAt: readonly number[];
+  readonly refusedMask: readonly number[];
+
+  constructor(spec: CommandSpec) {
+    this.spec = spec;
+    this.run = spec.run;
+    this.length = spec.length;
+    this.medium = spec.medium;
+    this.ignoresAttention = spec.ignoresAttention ?? false;
+    this.usage = new Uint8Array(spec.length);
+    const refusals = new Uint8Array(spec.length);
+    for (const field of spec.fields) {
+      const target = field.refused ? refusals : this.usage;
+      for (let i = 0; i < field.bytes; i++) {
+        (target[field.byte + i] as number) |= i === 0 ? field.mask : 0xff;
+      }
+    }
+    // SAM-5 5.2: a device server without ACA refuses NACA, bit 2 of CONTROL.
+    (refusals[spec.opcode === 0x7f ? 1 : spec.length - 1] as number) |= 0x04;
+    this.usage[0] = spec.opcode;
+    if (spec.serviceAction !== undefined) {
+      if (spec.opcode === 0x7f) {
+        this.usage[7] = spec.length - 8;
+        this.usage[8] = spec.serviceAction >>> 8;
+        this.usage[9] = spec.serviceAction & 0xff;
+      } else {
+        (this.usage[1] as number) |= spec.serviceAction;
+      }
+    }
+    this.refusedAt = [...refusals.keys()].filter((at) => refusals[at] !== 0);
+    this.refusedMask = this.refusedAt.map((at) => refusals[at] as number);
+  }
+}
+
+/** The commands a device has, by operation code; by service action where the code has them. */
+export class CommandTable {
+  readonly #entries: (CommandEntry | Map<number, CommandEntry> | undefined)[] = new Array(256).fill(
+    undefined,
+  );
+
+  constructor(specs: Iterable<CommandSpec>) {
+    for (const spec of specs) {
+      const entry = new CommandEntry(spec);
+      if (spec.serviceAction === undefined) {
+        this.#entries[spec.opcode] = entry;
+      } else {
+        let actions = this.#entries[spec.opcode];
+        if (!(actions instanceof Map)) {
+          actions = new Map();
+          this.#entries[spec.opcode] = actions;
+        }
+        actions.set(spec.serviceAction, entry);
+      }
+    }
+  }
+
+  /** What stands at an operation code. */
+  at(opcode: number): CommandEntry | ReadonlyMap<number, CommandEntry> | undefined {
+    return this.#entries[opcode];
+  }
+
+  /** All commands, by operation code, then service action. */
+  *entries(): Generator<CommandEntry> {
+    for (const slot of this.#entries) {
+      if (slot instanceof CommandEntry) yield slot;
+      else if (slot !== undefined) {
+        yield* [...slot.values()].sort(
+          (a, b) => (a.spec.serviceAction as number) - (b.spec.serviceAction as number),
+        );
+      }
+    }
+  }
+}

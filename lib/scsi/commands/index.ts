@@ -1,0 +1,21 @@
+/** All commands of a block device, one file a family. A new family is one more line here. */
+import type { CommandSpec } from '../command-spec.js';
+import { capacityCommands } from './capacity.js';
+import { inquiryCommands } from './inquiry.js';
+import { maintenanceCommands } from './maintenance.js';
+import { modeCommands } from './mode.js';
+import { readCommands } from './read.js';
+import { synchronizeCommands } from './synchronize.js';
+import { unitCommands } from './unit.js';
+import { writeCommands } from './write.js';
+
+export const blockCommands: readonly CommandSpec[] = [
+  ...unitCommands,
+  ...inquiryCommands,
+  ...modeCommands,
+  ...capacityCommands,
+  ...readCommands,
+  ...writeCommands,
+  ...synchronizeCommands,
+  ...maintenanceCommands,
+];

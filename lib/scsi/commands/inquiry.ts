@@ -1,0 +1,154 @@
+/** INQUIRY and the vital product data pages (SPC-5 6.6, 7.7; SBC-4 6.6). */
+import { readU16, writeAscii, writeU16, writeU32, writeU64 } from '../bytes.js';
+import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
+import type { LogicalUnit } from '../logical-unit.js';
+import { sense } from '../sense.js';
+import { respond } from './respond.js';
+
+/** SAM-5, SPC-4 and SBC-3, no version claimed (SPC-5 table 139). */
+const VERSION_DESCRIPTORS = [0x00a0, 0x0460, 0x04c0];
+
+function standardInquiry(unit: LogicalUnit): Uint8Array {
+  const data = new Uint8Array(96);
+  data[1] = unit.removable ? 0x80 : 0;
+  data[2] = 0x06; // VERSION: SPC-4
+  data[3] = 0x02; // RESPONSE DATA FORMAT
+  data[4] = data.length - 5;
+  data[7] = 0x02; // CMDQUE
+  writeAscii(data, 8, 8, unit.identity.vendor);
+  writeAscii(data, 16, 16, unit.identity.product);
+  writeAscii(data, 32, 4, unit.identity.revision);
+  for (const [i, version] of VERSION_DESCRIPTORS.entries()) writeU16(data, 58 + 2 * i, version);
+  return data;
+}
+
+/** A page's contents behind the four header bytes. */
+type VpdPage = (unit: LogicalUnit) => Uint8Array;
+
+/** SPC-5 7.7.6: designators by which the disk is recognised on every path. */
+function deviceIdentification(unit: LogicalUnit): Uint8Array {
+  const { vendor, product, serial, naa } = unit.identity;
+  const t10 = new Uint8Array(24 + serial.length);
+  writeAscii(t10, 0, 8, vendor);
+  writeAscii(t10, 8, 16, product);
+  writeAscii(t10, 24, serial.length, serial);
+  // SCSI name strings end in at least one NUL and are a multiple of four long (SPC-5 7.7.6.10).
+  const name = new Uint8Array(40);
+  writeAscii(name, 0, 36, `naa.${naa.toUpperCase()}`);
+  return concat([
+    designator(0x1, 0x3, Buffer.from(naa, 'hex')),
+    designator(0x2, 0x1, t10),
+    designator(0x3, 0x8, name),
+  ]);
+}
+
+/** SPC-5 7.7.6.1; all belong to the logical unit (ASSOCIATION 00b). */
+function designator(codeSet: number, type: number, value: Uint8Array): Uint8Array {
+  return concat([Uint8Array.of(codeSet, type, 0, value.length), value]);
+}
+
+/** SPC-5 7.7.7. */
+function extendedInquiry(unit: LogicalUnit): Uint8Array {
+  const page = new Uint8Array(0x3c);
+  page[1] = 0x01; // SIMPSUP
+  page[2] = unit.volatile ? 0x01 : 0; // V_SUP
+  return page;
+}
+
+/** SPC-5 7.7.10: every page is shared by all I_T nexuses. */
+function modePagePolicy(): Uint8Array {
+  return Uint8Array.of(0x3f, 0xff, 0x00, 0x00);
+}
+
+/** SBC-4 6.6.4. Offsets here are four less than in the standard's table. */
+function blockLimits(unit: LogicalUnit): Uint8Array {
+  const page = new Uint8Array(0x3c);
+  const { limits, blockSize, store } = unit;
+  const inBlocks = (length: number) => Math.min(Math.floor(length / blockSize), 0xffff_ffff);
+  page[0] = 0x01; // WSNZ
+  page[1] = limits.compareAndWriteBlocks;
+  writeU16(page, 2, unit.physicalExponent === 0 ? 0 : 1 << unit.physicalExponent);
+  writeU32(page, 4, inBlocks(limits.transfer));
+  writeU32(page, 8, inBlocks(store.optimalTransferLength ?? 0));
+  if (unit.thin) {
+    writeU32(page, 16, limits.unmapBlocks);
+    writeU32(page, 20, limits.unmapDescriptors);
+    writeU32(page, 24, Math.max(1, inBlocks(store.unmapGranularity ?? blockSize)));
+    page[28] = 0x80; // UGAVALID, alignment 0
+  }
+  writeU64(page, 32, inBlocks(limits.writeSame));
+  return page;
+}
+
+/** SBC-4 6.6.2. */
+function blockDeviceCharacteristics(unit: LogicalUnit): Uint8Array {
+  const page = new Uint8Array(0x3c);
+  // MEDIUM ROTATION RATE: 1 non-rotating, 0 not reported.
+  writeU16(page, 0, unit.store.nonRotational === false ? 0 : 1);
+  return page;
+}
+
+/** SBC-4 6.6.6. */
+function logicalBlockProvisioning(): Uint8Array {
+  // LBPU, LBPWS, LBPWS10, LBPRZ 001b; PROVISIONING TYPE 2: thin.
+  return Uint8Array.of(0x00, 0x80 | 0x40 | 0x20 | 0x04, 0x02, 0x00);
+}
+
+const VPD_PAGES: readonly {
+  code: number;
+  contents: VpdPage;
+  available?: (unit: LogicalUnit) => boolean;
+}[] = [
+  { code: 0x00, contents: (unit) => Uint8Array.from(availablePages(unit), (page) => page.code) },
+  { code: 0x80, contents: (unit) => Buffer.from(unit.identity.serial, 'latin1') },
+  { code: 0x83, contents: deviceIdentification },
+  { code: 0x86, contents: extendedInquiry },
+  { code: 0x87, contents: modePagePolicy },
+  { code: 0xb0, contents: blockLimits },
+  { code: 0xb1, contents: blockDeviceCharacteristics },
+  { code: 0xb2, contents: logicalBlockProvisioning, available: (unit) => unit.thin },
+];
+
+function availablePages(unit: LogicalUnit) {
+  return VPD_PAGES.filter((page) => page.available?.(unit) ?? true);
+}
+
+function vpdPage(unit: LogicalUnit, code: number): Uint8Array {
+  const page = availablePages(unit).find((candidate) => candidate.code === code);
+  if (page === undefined) throw sense.invalidFieldInCdb({ byte: 2 });
+  const contents = page.contents(unit);
+  const data = new Uint8Array(4 + contents.length);
+  data[1] = code;
+  writeU16(data, 2, contents.length);
+  data.set(contents, 4);
+  return data;
+}
+
+function concat(parts: readonly Uint8Array[]): Uint8Array {
+  return Buffer.concat(parts);
+}
+
+export const inquiryCommands: readonly CommandSpec[] = [
+  {
+    name: 'INQUIRY',
+    reference: 'SPC-5 6.6',
+    opcode: 0x12,
+    length: 6,
+    fields: [
+      refused('CMDDT', 1, 1),
+      bits('EVPD', 1, 0),
+      bytes('PAGE CODE', 2, 1),
+      bytes('ALLOCATION LENGTH', 3, 2),
+    ],
+    medium: 'none',
+    ignoresAttention: true,
+    run(unit, command) {
+      const { cdb } = command;
+      const evpd = ((cdb[1] as number) & 0x01) !== 0;
+      const code = cdb[2] as number;
+      // SPC-5 6.6.1: a page code without EVPD is refused.
+      if (!evpd && code !== 0) throw sense.invalidFieldInCdb({ byte: 2 });
+      respond(command, evpd ? vpdPage(unit, code) : standardInquiry(unit), readU16(cdb, 3));
+    },
+  },
+];

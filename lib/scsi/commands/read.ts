@@ -1,0 +1,176 @@
+/**
+ * READ (6), (10), (12), (16) and PRE-FETCH (SBC-4 5.14 to 5.19). The read path runs for most commands
+ * of a busy disk: with a synchronous store it makes one small object and takes no microtask.
+ */
+import type { MaybePromise } from '../../device/data.js';
+import type { ScsiCommand } from '../../device/handler.js';
+import { chain } from '../../store/maybe.js';
+import { MemoryDataIn } from '../../store/memory-data.js';
+import { readU16, readU32, readU64 } from '../bytes.js';
+import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
+import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
+import { sense } from '../sense.js';
+
+const FUA = 0x08;
+
+/** @param options byte 1 of the CDB: DPO is a hint that needs nothing, FUA is not. */
+function read(
+  unit: LogicalUnit,
+  command: ScsiCommand,
+  lba: number,
+  blocks: number,
+  options: number,
+): MaybePromise<unknown> {
+  if (lba + blocks > unit.blocks) throw sense.lbaOutOfRange();
+  const length = blocks * unit.blockSize;
+  if (unit.limits.transfer !== 0 && length > unit.limits.transfer) {
+    throw sense.invalidFieldInCdb();
+  }
+  if (length === 0) return;
+  const request = new StoreRequest(command);
+  if ((options & FUA) !== 0 && unit.volatile) {
+    // SBC-4 4.15: data newer than the medium's must be on the medium before it is read.
+    return chain(unit.flush(request), () => transfer(unit, command, lba, length, request));
+  }
+  return transfer(unit, command, lba, length, request);
+}
+
+function transfer(
+  unit: LogicalUnit,
+  command: ScsiCommand,
+  lba: number,
+  length: number,
+  request: StoreRequest,
+): MaybePromise<unknown> {
+  const position = lba * unit.blockSize;
+  const { dataLength } = command;
+  if (dataLength < length) return readPart(unit, command, position, dataLength, request);
+  const data = command.dataIn;
+  return unit.store.read(position, data.length === length ? data : data.slice(0, length), request);
+}
+
+/** The initiator's buffer is shorter than the CDB says: it gets as much as fits (SAM-5 5.4.3.2). */
+function readPart(
+  unit: LogicalUnit,
+  command: ScsiCommand,
+  position: number,
+  length: number,
+  request: StoreRequest,
+): MaybePromise<unknown> {
+  const tail = length % unit.blockSize;
+  const whole = length - tail;
+  const done =
+    whole === 0 ? undefined : unit.store.read(position, command.dataIn.slice(0, whole), request);
+  if (tail === 0) return done;
+  return chain(done, () => {
+    const block = new MemoryDataIn(new Uint8Array(unit.blockSize));
+    return chain(unit.store.read(position + whole, block, request), () =>
+      command.dataIn.copyFrom(block.bytes.subarray(0, tail), whole),
+    );
+  });
+}
+
+const READ_FIELDS = [refused('RDPROTECT', 1, 7, 5), bits('DPO', 1, 4), bits('FUA', 1, 3)] as const;
+
+export const readCommands: readonly CommandSpec[] = [
+  {
+    name: 'READ (6)',
+    reference: 'SBC-3 5.14',
+    opcode: 0x08,
+    length: 6,
+    fields: [
+      { name: 'LOGICAL BLOCK ADDRESS', byte: 1, bytes: 3, mask: 0x1f },
+      bytes('TRANSFER LENGTH', 4, 1),
+    ],
+    medium: 'read',
+    run(unit, command) {
+      const { cdb } = command;
+      // A TRANSFER LENGTH of zero means 256 blocks in the 6-byte commands only.
+      return read(unit, command, readU32(cdb, 0) & 0x1f_ffff, cdb[4] || 256, 0);
+    },
+  },
+  {
+    name: 'READ (10)',
+    reference: 'SBC-4 5.16',
+    opcode: 0x28,
+    length: 10,
+    fields: [
+      ...READ_FIELDS,
+      bytes('LOGICAL BLOCK ADDRESS', 2, 4),
+      bits('GROUP NUMBER', 6, 5, 0),
+      bytes('TRANSFER LENGTH', 7, 2),
+    ],
+    medium: 'read',
+    run(unit, command) {
+      const { cdb } = command;
+      return read(unit, command, readU32(cdb, 2), readU16(cdb, 7), cdb[1] as number);
+    },
+  },
+  {
+    name: 'READ (12)',
+    reference: 'SBC-4 5.17',
+    opcode: 0xa8,
+    length: 12,
+    fields: [
+      ...READ_FIELDS,
+      bytes('LOGICAL BLOCK ADDRESS', 2, 4),
+      bytes('TRANSFER LENGTH', 6, 4),
+      bits('GROUP NUMBER', 10, 5, 0),
+    ],
+    medium: 'read',
+    run(unit, command) {
+      const { cdb } = command;
+      return read(unit, command, readU32(cdb, 2), readU32(cdb, 6), cdb[1] as number);
+    },
+  },
+  {
+    name: 'READ (16)',
+    reference: 'SBC-4 5.18',
+    opcode: 0x88,
+    length: 16,
+    fields: [
+      ...READ_FIELDS,
+      bytes('LOGICAL BLOCK ADDRESS', 2, 8),
+      bytes('TRANSFER LENGTH', 10, 4),
+      bits('GROUP NUMBER', 14, 5, 0),
+    ],
+    medium: 'read',
+    run(unit, command) {
+      const { cdb } = command;
+      return read(unit, command, readU64(cdb, 2), readU32(cdb, 10), cdb[1] as number);
+    },
+  },
+  // SBC-4 5.12: prefetching is the store's affair; GOOD says that not all blocks may be cached.
+  {
+    name: 'PRE-FETCH (10)',
+    reference: 'SBC-4 5.12',
+    opcode: 0x34,
+    length: 10,
+    fields: [
+      bits('IMMED', 1, 1),
+      bytes('LOGICAL BLOCK ADDRESS', 2, 4),
+      bits('GROUP NUMBER', 6, 5, 0),
+      bytes('PREFETCH LENGTH', 7, 2),
+    ],
+    medium: 'read',
+    run(unit, { cdb }) {
+      unit.checkRange(readU32(cdb, 2), readU16(cdb, 7));
+    },
+  },
+  {
+    name: 'PRE-FETCH (16)',
+    reference: 'SBC-4 5.13',
+    opcode: 0x90,
+    length: 16,
+    fields: [
+      bits('IMMED', 1, 1),
+      bytes('LOGICAL BLOCK ADDRESS', 2, 8),
+      bytes('PREFETCH LENGTH', 10, 4),
+      bits('GROUP NUMBER', 14, 5, 0),
+    ],
+    medium: 'read',
+    run(unit, { cdb }) {
+      unit.checkRange(readU64(cdb, 2), readU32(cdb, 10));
+    },
+  },
+];

@@ -1,0 +1,58 @@
+/** SYNCHRONIZE CACHE (10) and (16) (SBC-4 5.34, 5.35). */
+import type { MaybePromise } from '../../device/data.js';
+import type { ScsiCommand } from '../../device/handler.js';
+import { readU16, readU32, readU64 } from '../bytes.js';
+import { bits, bytes, type CommandSpec } from '../command-spec.js';
+import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
+
+/**
+ * Flushes everything, whatever the range, and answers when that is done: also with IMMED, so that a
+ * failure is never lost. A length of zero means up to the last block.
+ */
+function synchronize(
+  unit: LogicalUnit,
+  command: ScsiCommand,
+  lba: number,
+  blocks: number,
+): MaybePromise<unknown> {
+  unit.checkRange(lba, blocks);
+  // A read-only store has nothing to flush, and may be unable to.
+  return unit.store.readOnly ? undefined : unit.flush(new StoreRequest(command));
+}
+
+export const synchronizeCommands: readonly CommandSpec[] = [
+  {
+    name: 'SYNCHRONIZE CACHE (10)',
+    reference: 'SBC-4 5.34',
+    opcode: 0x35,
+    length: 10,
+    fields: [
+      bits('IMMED', 1, 1),
+      bytes('LOGICAL BLOCK ADDRESS', 2, 4),
+      bits('GROUP NUMBER', 6, 5, 0),
+      bytes('NUMBER OF LOGICAL BLOCKS', 7, 2),
+    ],
+    medium: 'read',
+    timeout: 60,
+    run(unit, command) {
+      return synchronize(unit, command, readU32(command.cdb, 2), readU16(command.cdb, 7));
+    },
+  },
+  {
+    name: 'SYNCHRONIZE CACHE (16)',
+    reference: 'SBC-4 5.35',
+    opcode: 0x91,
+    length: 16,
+    fields: [
+      bits('IMMED', 1, 1),
+      bytes('LOGICAL BLOCK ADDRESS', 2, 8),
+      bytes('NUMBER OF LOGICAL BLOCKS', 10, 4),
+      bits('GROUP NUMBER', 14, 5, 0),
+    ],
+    medium: 'read',
+    timeout: 60,
+    run(unit, command) {
+      return synchronize(unit, command, readU64(command.cdb, 2), readU32(command.cdb, 10));
+    },
+  },
+];

@@ -1,0 +1,103 @@
+/** Commands about the logical unit as such: readiness, start and stop, sense, reported LUNs. */
+import { chain } from '../../store/maybe.js';
+import { readU32, writeU32 } from '../bytes.js';
+import { bits, bytes, type CommandSpec } from '../command-spec.js';
+import { StoreRequest } from '../logical-unit.js';
+import { encodeSense, SenseKey, sense } from '../sense.js';
+import { respond } from './respond.js';
+
+export const unitCommands: readonly CommandSpec[] = [
+  {
+    name: 'TEST UNIT READY',
+    reference: 'SPC-5 6.47',
+    opcode: 0x00,
+    length: 6,
+    fields: [],
+    medium: 'read',
+    run() {},
+  },
+  {
+    name: 'REQUEST SENSE',
+    reference: 'SPC-5 6.39',
+    opcode: 0x03,
+    length: 6,
+    fields: [bits('DESC', 1, 0), bytes('ALLOCATION LENGTH', 4, 1)],
+    medium: 'none',
+    ignoresAttention: true,
+    run(unit, command) {
+      const { cdb } = command;
+      // SPC-5 6.39: a pending unit attention is reported here, as parameter data with GOOD status.
+      const pending = unit.attentions.shift() ?? { key: SenseKey.NO_SENSE, asc: 0, ascq: 0 };
+      const format = (cdb[1] as number) & 0x01 ? 'descriptor' : 'fixed';
+      respond(command, encodeSense(pending, format), cdb[4] as number);
+    },
+  },
+  {
+    name: 'START STOP UNIT',
+    reference: 'SBC-4 5.31',
+    opcode: 0x1b,
+    length: 6,
+    fields: [
+      bits('IMMED', 1, 0),
+      bits('POWER CONDITION MODIFIER', 3, 3, 0),
+      bits('POWER CONDITION', 4, 7, 4),
+      bits('NO_FLUSH', 4, 2),
+      bits('LOEJ', 4, 1),
+      bits('START', 4, 0),
+    ],
+    medium: 'none',
+    timeout: 60,
+    /**
+     * A virtual disk has no spindle: stopping writes the cache out and changes nothing else; only a
+     * removable medium can leave. IMMED is answered when the work is done.
+     */
+    run(unit, command) {
+      const options = command.cdb[4] as number;
+      const start = (options & 0x01) !== 0;
+      const eject = unit.removable && (options & 0xf2) === 0x02;
+      if (start) {
+        if (eject && unit.ejected) {
+          unit.ejected = false;
+          unit.raiseAttention(sense.mediumMayHaveChanged());
+        }
+        return;
+      }
+      if (eject && unit.removalPrevented) throw sense.mediumRemovalPrevented();
+      const flush = (options & 0x04) === 0 && !unit.writeProtected;
+      return chain(flush ? unit.flush(new StoreRequest(command)) : undefined, () => {
+        if (eject) unit.ejected = true;
+      });
+    },
+  },
+  {
+    name: 'PREVENT ALLOW MEDIUM REMOVAL',
+    reference: 'SBC-4 5.15',
+    opcode: 0x1e,
+    length: 6,
+    fields: [bits('PREVENT', 4, 1, 0)],
+    medium: 'none',
+    available: (unit) => unit.removable,
+    run(unit, command) {
+      unit.removalPrevented = ((command.cdb[4] as number) & 0x01) !== 0;
+    },
+  },
+  {
+    name: 'REPORT LUNS',
+    reference: 'SPC-5 6.33',
+    opcode: 0xa0,
+    length: 12,
+    fields: [bytes('SELECT REPORT', 2, 1), bytes('ALLOCATION LENGTH', 6, 4)],
+    medium: 'none',
+    ignoresAttention: true,
+    /** LIO answers this one itself; here for other transports: LUN 0 and no well known ones. */
+    run(_unit, command) {
+      const { cdb } = command;
+      const select = cdb[2] as number;
+      if (select > 0x02) throw sense.invalidFieldInCdb({ byte: 2 });
+      const luns = select === 0x01 ? 0 : 1;
+      const data = new Uint8Array(8 + 8 * luns);
+      writeU32(data, 0, 8 * luns);
+      respond(command, data, readU32(cdb, 6));
+    },
+  },
+];

@@ -1,0 +1,186 @@
+/**
+ * The state that commands of one block device share: geometry, identity, mode pages, pending unit
+ * attentions, the range lock, and the rules of writing durably. Owned by `BlockDevice`; lives from
+ * its construction to its close, on one JavaScript thread. It never completes a command.
+ */
+import type { MaybePromise } from '../device/data.js';
+import type { ScsiCommand } from '../device/handler.js';
+import { ArgumentError } from '../errors.js';
+import type {
+  BlockStore,
+  RequestContext,
+  UnmapContext,
+  WriteContext,
+} from '../store/block-store.js';
+import { chain, settled } from '../store/maybe.js';
+import type { CommandTable } from './command-spec.js';
+import type { Identity } from './identity.js';
+import { ModePages } from './mode-pages.js';
+import { RangeLock } from './range-lock.js';
+import { type SenseError, sense } from './sense.js';
+
+/** What a store is told of the command that a request belongs to; makes the signal only when asked. */
+export class StoreRequest implements WriteContext, UnmapContext {
+  readonly fua: boolean;
+  readonly mayUnmap: boolean;
+  private readonly command: ScsiCommand;
+
+  constructor(command: ScsiCommand, fua = false, mayUnmap = false) {
+    this.command = command;
+    this.fua = fua;
+    this.mayUnmap = mayUnmap;
+  }
+
+  get signal(): AbortSignal {
+    return this.command.signal;
+  }
+}
+
+/** Limits that the Block Limits VPD page reports and the commands enforce; in bytes where not said. */
+export interface Limits {
+  /** MAXIMUM TRANSFER LENGTH; 0: none. */
+  readonly transfer: number;
+  /** MAXIMUM COMPARE AND WRITE LENGTH, in blocks. */
+  readonly compareAndWriteBlocks: number;
+  /** MAXIMUM UNMAP LBA COUNT, in blocks. */
+  readonly unmapBlocks: number;
+  /** MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT. */
+  readonly unmapDescriptors: number;
+  /** MAXIMUM WRITE SAME LENGTH. */
+  readonly writeSame: number;
+}
+
+const MiB = 1024 * 1024;
+
+export class LogicalUnit {
+  readonly store: BlockStore;
+  readonly identity: Identity;
+  readonly removable: boolean;
+  readonly modePages: ModePages;
+  readonly lock = new RangeLock();
+  readonly limits: Limits;
+  /** The commands it has; set by its owner. */
+  commands!: CommandTable;
+
+  /** Geometry, zero until opened. */
+  blockSize = 0;
+  blocks = 0;
+  /** Log2 of logical blocks a physical block. */
+  physicalExponent = 0;
+
+  /** The store can lose acknowledged writes that were not flushed. */
+  readonly volatile: boolean;
+  /** Writes must be durable when they settle: WCE is zero though the store has a cache. */
+  writeThrough = false;
+  /** Unmap is there: LBPME, LBPU, LBPWS, LBPWS10. */
+  readonly thin: boolean;
+
+  /** A removable medium is out. */
+  ejected = false;
+  /** PREVENT ALLOW MEDIUM REMOVAL. */
+  removalPrevented = false;
+  /** Unit attentions not yet reported, oldest first. There is one queue for all nexuses: TCMU does not
+   * tell handlers which initiator sent a command. */
+  readonly attentions: SenseError[] = [];
+
+  constructor(
+    store: BlockStore,
+    identity: Identity,
+    options: { removable: boolean; maxTransferLength: number },
+  ) {
+    this.store = store;
+    this.identity = identity;
+    this.removable = options.removable;
+    this.thin = store.unmap !== undefined;
+    this.volatile = store.writeCache ?? store.flush !== undefined;
+    if (this.volatile && store.flush === undefined) {
+      throw new ArgumentError(
+        'block store: writeCache is true but there is no flush method; add flush, or set writeCache to false if settled writes are durable',
+      );
+    }
+    this.modePages = new ModePages({ writeCache: this.volatile });
+    this.limits = {
+      transfer: options.maxTransferLength,
+      compareAndWriteBlocks: 255,
+      unmapBlocks: MiB,
+      unmapDescriptors: 256,
+      // An emulated WRITE SAME is as slow as writing: it must end long before the kernel's time-out.
+      writeSame: (store.writeSame ?? store.writeZeroes) === undefined ? 256 * MiB : 1024 * MiB,
+    };
+  }
+
+  /** Takes the geometry from the store. @throws ArgumentError when it is none. */
+  measure(): void {
+    const { size, blockSize = 512, physicalBlockSize = blockSize } = this.store;
+    if (![512, 1024, 2048, 4096].includes(blockSize)) {
+      throw new ArgumentError(
+        `block store: blockSize is ${blockSize}; use 512, 1024, 2048 or 4096 bytes`,
+      );
+    }
+    if (!Number.isSafeInteger(size) || size <= 0 || size % blockSize !== 0) {
+      throw new ArgumentError(
+        `block store: size is ${size}; it must be a positive multiple of the block size ${blockSize}, at most 2^53 - 1`,
+      );
+    }
+    const exponent = Math.log2(physicalBlockSize / blockSize);
+    if (!Number.isInteger(exponent) || exponent < 0 || exponent > 15) {
+      throw new ArgumentError(
+        `block store: physicalBlockSize is ${physicalBlockSize}; it must be blockSize (${blockSize}) times a power of two up to 32768`,
+      );
+    }
+    this.blockSize = blockSize;
+    this.blocks = size / blockSize;
+    this.physicalExponent = exponent;
+  }
+
+  get writeProtected(): boolean {
+    return this.store.readOnly === true || this.modePages.softwareWriteProtect;
+  }
+
+  /** @throws SenseError LOGICAL BLOCK ADDRESS OUT OF RANGE. Holds also for LBAs above 2^53. */
+  checkRange(lba: number, blocks: number): void {
+    if (lba + blocks > this.blocks) throw sense.lbaOutOfRange();
+  }
+
+  /** Follows WCE. @returns whether the cache was just switched off and has to be written out. */
+  cacheModeChanged(): boolean {
+    const before = this.writeThrough;
+    this.writeThrough = this.volatile && !this.modePages.writeCacheEnabled;
+    return this.writeThrough && !before;
+  }
+
+  /** Queues a unit attention, once. */
+  raiseAttention(attention: SenseError): void {
+    const same = (other: SenseError) =>
+      other.asc === attention.asc && other.ascq === attention.ascq;
+    if (!this.attentions.some(same)) this.attentions.push(attention);
+  }
+
+  /** Makes settled writes durable, where that takes anything. */
+  flush(context: RequestContext): MaybePromise<unknown> {
+    return this.store.flush?.(context);
+  }
+
+  /**
+   * Runs a modification of `[position, position + length)` apart from exclusive ones, and makes it
+   * durable before settling when there is no write cache (or `fua` asks for it).
+   */
+  modify(
+    position: number,
+    length: number,
+    command: ScsiCommand,
+    run: (request: StoreRequest) => MaybePromise<unknown>,
+    { exclusive = false, fua = false } = {},
+  ): MaybePromise<unknown> {
+    const request = new StoreRequest(command);
+    return chain(this.lock.acquire(position, position + length, exclusive), (held) => {
+      const done = settled(
+        () => run(request),
+        () => this.lock.release(held),
+      );
+      return this.volatile && (fua || this.writeThrough)
+        ? chain(done, () => this.flush(request))
+        : done;
+    });
+  }
+}

@@ -1,0 +1,393 @@
+/**
+ * What an initiator sees when a command fails. A `SenseError` is thrown by command code and by stores
+ * and travels to the initiator as status and sense data; every other error is translated by `toSense`.
+ * Encoding and decoding follow SPC-5 4.4 (fixed and descriptor format); nothing here keeps state.
+ */
+import { Status } from '../device/handler.js';
+import { errnoOf, TcmuError } from '../errors.js';
+import { readU16, readU32, readU64, writeU16, writeU32, writeU64 } from './bytes.js';
+
+/** SPC-5 4.4.8 sense keys. */
+export const SenseKey = {
+  NO_SENSE: 0x0,
+  RECOVERED_ERROR: 0x1,
+  NOT_READY: 0x2,
+  MEDIUM_ERROR: 0x3,
+  HARDWARE_ERROR: 0x4,
+  ILLEGAL_REQUEST: 0x5,
+  UNIT_ATTENTION: 0x6,
+  DATA_PROTECT: 0x7,
+  BLANK_CHECK: 0x8,
+  VENDOR_SPECIFIC: 0x9,
+  COPY_ABORTED: 0xa,
+  ABORTED_COMMAND: 0xb,
+  VOLUME_OVERFLOW: 0xd,
+  MISCOMPARE: 0xe,
+  COMPLETED: 0xf,
+} as const;
+
+const KEY_NAMES = new Map<number, string>(
+  Object.entries(SenseKey).map(([name, key]) => [key, name.replaceAll('_', ' ')]),
+);
+
+/** Which byte, and where known which bit, of the CDB or parameter list is wrong (SPC-5 4.4.2.4.2). */
+export interface FieldPointer {
+  /** Byte of the CDB or parameter list, from 0. */
+  readonly byte: number;
+  /** Most significant bit of the field, 7 to 0; left out when the whole byte is meant. */
+  readonly bit?: number | undefined;
+}
+
+/** The parts of sense data behind key and additional sense code. */
+export interface SenseDetails {
+  /** INFORMATION: for most block commands an LBA, for MISCOMPARE an offset. At most 2^53 - 1. */
+  readonly information?: number | undefined;
+  /** COMMAND-SPECIFIC INFORMATION. At most 2^53 - 1. */
+  readonly commandSpecific?: number | undefined;
+  /** The wrong field of an ILLEGAL REQUEST. */
+  readonly field?: (FieldPointer & { readonly in: 'cdb' | 'parameters' }) | undefined;
+  /** PROGRESS INDICATION of a NOT READY or NO SENSE, 0 to 65535 of 65536. */
+  readonly progress?: number | undefined;
+  /** About an earlier command that was answered GOOD already (SPC-5 4.4.7). */
+  readonly deferred?: boolean | undefined;
+}
+
+/** Sense data, taken apart. */
+export interface Sense extends SenseDetails {
+  readonly key: number;
+  readonly asc: number;
+  readonly ascq: number;
+}
+
+/** Fixed format fits everywhere; descriptor format also carries 64-bit INFORMATION. */
+export type SenseFormat = 'fixed' | 'descriptor';
+
+/** Also takes the `cause` that only this side sees. */
+export interface SenseErrorOptions extends SenseDetails {
+  /** SAM-5 5.3.1 status; default CHECK CONDITION. Any other status goes without sense data. */
+  readonly status?: number | undefined;
+  readonly cause?: unknown;
+}
+
+/** A failure as the initiator sees it. Code: `ERR_TCMU_SENSE`. Make one with the factories in `sense`. */
+export class SenseError extends TcmuError implements Sense {
+  readonly status: number;
+  readonly key: number;
+  readonly asc: number;
+  readonly ascq: number;
+  readonly information: number | undefined;
+  readonly commandSpecific: number | undefined;
+  readonly field: SenseDetails['field'];
+  readonly progress: number | undefined;
+  readonly deferred: boolean | undefined;
+
+  /**
+   * @param key SPC-5 4.4.8 sense key, see `SenseKey`.
+   * @param asc ADDITIONAL SENSE CODE, `ascq` its qualifier (SPC-5 annex E).
+   * @param text the code's name in the standard.
+   */
+  constructor(
+    key: number,
+    asc: number,
+    ascq: number,
+    text: string,
+    options: SenseErrorOptions = {},
+  ) {
+    const code = `${hex(key, 1)}/${hex(asc, 2)}/${hex(ascq, 2)}`;
+    super(
+      'ERR_TCMU_SENSE',
+      `${KEY_NAMES.get(key) ?? 'SENSE'}: ${text} (${code})`,
+      options.cause === undefined ? {} : { cause: options.cause },
+    );
+    this.status = options.status ?? Status.CHECK_CONDITION;
+    this.key = key;
+    this.asc = asc;
+    this.ascq = ascq;
+    this.information = options.information;
+    this.commandSpecific = options.commandSpecific;
+    this.field = options.field;
+    this.progress = options.progress;
+    this.deferred = options.deferred;
+  }
+
+  /** The sense data; for a status other than CHECK CONDITION nothing. */
+  encode(format: SenseFormat = 'fixed'): Uint8Array | undefined {
+    return this.status === Status.CHECK_CONDITION ? encodeSense(this, format) : undefined;
+  }
+
+  /** Whether `error` is one, also from another copy of this package. */
+  static override is(error: unknown): error is SenseError {
+    return TcmuError.is(error) && error.code === 'ERR_TCMU_SENSE';
+  }
+}
+
+function hex(value: number, digits: number): string {
+  return value.toString(16).padStart(digits, '0');
+}
+
+/** SENSE KEY SPECIFIC, 3 bytes at `at` (SPC-5 4.4.2.4); false when there is nothing to say. */
+function putKeySpecific(bytes: Uint8Array, at: number, sense: Sense): boolean {
+  if (sense.field !== undefined) {
+    const { byte, bit } = sense.field;
+    bytes[at] =
+      0x80 | (sense.field.in === 'cdb' ? 0x40 : 0) | (bit === undefined ? 0 : 0x08 | (bit & 7));
+    writeU16(bytes, at + 1, byte);
+    return true;
+  }
+  if (sense.progress !== undefined) {
+    bytes[at] = 0x80;
+    writeU16(bytes, at + 1, sense.progress);
+    return true;
+  }
+  return false;
+}
+
+/** Sense data for the initiator (SPC-5 4.4.2 descriptor format, 4.4.3 fixed format). */
+export function encodeSense(sense: Sense, format: SenseFormat = 'fixed'): Uint8Array {
+  return format === 'fixed' ? encodeFixed(sense) : encodeDescriptors(sense);
+}
+
+function encodeFixed(sense: Sense): Uint8Array {
+  const bytes = new Uint8Array(18);
+  bytes[0] = sense.deferred ? 0x71 : 0x70;
+  bytes[2] = sense.key;
+  if (sense.information !== undefined && sense.information <= 0xffff_ffff) {
+    bytes[0] |= 0x80;
+    writeU32(bytes, 3, sense.information);
+  }
+  bytes[7] = bytes.length - 8;
+  // SPC-5 4.4.3: a value that takes more than four bytes is not reported in this format.
+  if (sense.commandSpecific !== undefined && sense.commandSpecific <= 0xffff_ffff) {
+    writeU32(bytes, 8, sense.commandSpecific);
+  }
+  bytes[12] = sense.asc;
+  bytes[13] = sense.ascq;
+  putKeySpecific(bytes, 15, sense);
+  return bytes;
+}
+
+function encodeDescriptors(sense: Sense): Uint8Array {
+  const bytes = new Uint8Array(8 + 12 + 12 + 8);
+  bytes[0] = sense.deferred ? 0x73 : 0x72;
+  bytes[1] = sense.key;
+  bytes[2] = sense.asc;
+  bytes[3] = sense.ascq;
+  let at = 8;
+  if (sense.information !== undefined) {
+    bytes.set([0x00, 0x0a, 0x80], at);
+    writeU64(bytes, at + 4, sense.information);
+    at += 12;
+  }
+  if (sense.commandSpecific !== undefined) {
+    bytes.set([0x01, 0x0a], at);
+    writeU64(bytes, at + 4, sense.commandSpecific);
+    at += 12;
+  }
+  if (putKeySpecific(bytes, at + 4, sense)) {
+    bytes.set([0x02, 0x06], at);
+    at += 8;
+  }
+  bytes[7] = at - 8;
+  return bytes.subarray(0, at);
+}
+
+/** Takes sense data apart; undefined when it is too short or of no known format (SPC-5 4.4.1). */
+export function decodeSense(bytes: Uint8Array): Sense | undefined {
+  const code = (bytes[0] ?? 0) & 0x7f;
+  const deferred = code === 0x71 || code === 0x73 ? true : undefined;
+  if (code === 0x70 || code === 0x71)
+    return bytes.length < 8 ? undefined : decodeFixed(bytes, deferred);
+  if (code === 0x72 || code === 0x73) {
+    return bytes.length < 8 ? undefined : decodeDescriptors(bytes, deferred);
+  }
+  return undefined;
+}
+
+function keySpecific(bytes: Uint8Array, at: number, key: number): SenseDetails {
+  const first = bytes[at] ?? 0;
+  if (!(first & 0x80) || at + 3 > bytes.length) return {};
+  const value = readU16(bytes, at + 1);
+  if (key === SenseKey.ILLEGAL_REQUEST) {
+    const bit = first & 0x08 ? first & 0x07 : undefined;
+    return { field: { in: first & 0x40 ? 'cdb' : 'parameters', byte: value, bit } };
+  }
+  return key === SenseKey.NOT_READY || key === SenseKey.NO_SENSE ? { progress: value } : {};
+}
+
+function decodeFixed(bytes: Uint8Array, deferred: true | undefined): Sense {
+  const key = (bytes[2] as number) & 0x0f;
+  // Bytes behind ADDITIONAL SENSE LENGTH are not sense data.
+  const sense = bytes.subarray(0, Math.min(bytes.length, 8 + (bytes[7] as number)));
+  return {
+    key,
+    asc: sense[12] ?? 0,
+    ascq: sense[13] ?? 0,
+    deferred,
+    information: (bytes[0] as number) & 0x80 ? readU32(bytes, 3) : undefined,
+    commandSpecific: sense.length >= 12 && readU32(sense, 8) !== 0 ? readU32(sense, 8) : undefined,
+    ...keySpecific(sense, 15, key),
+  };
+}
+
+function decodeDescriptors(bytes: Uint8Array, deferred: true | undefined): Sense {
+  const key = (bytes[1] as number) & 0x0f;
+  const sense = bytes.subarray(0, Math.min(bytes.length, 8 + (bytes[7] as number)));
+  let details: SenseDetails = {};
+  for (let at = 8; at + 2 <= sense.length; at += 2 + (sense[at + 1] as number)) {
+    const end = at + 2 + (sense[at + 1] as number);
+    if (end > sense.length) break;
+    const type = sense[at];
+    if (type === 0x00 && end - at === 12 && (sense[at + 2] as number) & 0x80) {
+      details = { ...details, information: readU64(sense, at + 4) };
+    } else if (type === 0x01 && end - at === 12) {
+      details = { ...details, commandSpecific: readU64(sense, at + 4) };
+    } else if (type === 0x02 && end - at === 8) {
+      details = { ...details, ...keySpecific(sense, at + 4, key) };
+    }
+  }
+  return { key, asc: bytes[2] as number, ascq: bytes[3] as number, deferred, ...details };
+}
+
+const K = SenseKey;
+
+/** A parameterless factory of one code. */
+function code(key: number, asc: number, ascq: number, text: string) {
+  return (options?: SenseErrorOptions): SenseError => new SenseError(key, asc, ascq, text, options);
+}
+
+/**
+ * The failures of a block device by the standard's names (SPC-5 annex E). Each call makes a
+ * `SenseError`; the argument, where there is one, adds details or the `cause`.
+ */
+export const sense = {
+  invalidOperationCode: () =>
+    new SenseError(K.ILLEGAL_REQUEST, 0x20, 0x00, 'INVALID COMMAND OPERATION CODE', {
+      field: { in: 'cdb', byte: 0 },
+    }),
+  invalidFieldInCdb: (pointer?: FieldPointer) =>
+    new SenseError(K.ILLEGAL_REQUEST, 0x24, 0x00, 'INVALID FIELD IN CDB', {
+      field: pointer && { in: 'cdb', ...pointer },
+    }),
+  invalidFieldInParameterList: (pointer?: FieldPointer) =>
+    new SenseError(K.ILLEGAL_REQUEST, 0x26, 0x00, 'INVALID FIELD IN PARAMETER LIST', {
+      field: pointer && { in: 'parameters', ...pointer },
+    }),
+  parameterListLengthError: code(K.ILLEGAL_REQUEST, 0x1a, 0x00, 'PARAMETER LIST LENGTH ERROR'),
+  /** The Data-Out Buffer is not as long as the CDB needs it (SPC-5 annex E, 0Eh/03h). */
+  invalidFieldInInformationUnit: code(
+    K.ILLEGAL_REQUEST,
+    0x0e,
+    0x03,
+    'INVALID FIELD IN COMMAND INFORMATION UNIT',
+  ),
+  lbaOutOfRange: code(K.ILLEGAL_REQUEST, 0x21, 0x00, 'LOGICAL BLOCK ADDRESS OUT OF RANGE'),
+  savingParametersNotSupported: code(
+    K.ILLEGAL_REQUEST,
+    0x39,
+    0x00,
+    'SAVING PARAMETERS NOT SUPPORTED',
+  ),
+  mediumRemovalPrevented: code(K.ILLEGAL_REQUEST, 0x53, 0x02, 'MEDIUM REMOVAL PREVENTED'),
+  writeProtected: code(K.DATA_PROTECT, 0x27, 0x00, 'WRITE PROTECTED'),
+  softwareWriteProtected: code(K.DATA_PROTECT, 0x27, 0x02, 'LOGICAL UNIT SOFTWARE WRITE PROTECTED'),
+  /** Thin provisioning ran out of space (SBC-4 4.7.3.6). */
+  spaceAllocationFailedWriteProtect: code(
+    K.DATA_PROTECT,
+    0x27,
+    0x07,
+    'SPACE ALLOCATION FAILED WRITE PROTECT',
+  ),
+  unrecoveredReadError: code(K.MEDIUM_ERROR, 0x11, 0x00, 'UNRECOVERED READ ERROR'),
+  writeError: code(K.MEDIUM_ERROR, 0x0c, 0x00, 'WRITE ERROR'),
+  /** MEDIUM ERROR with the code that fits the direction. */
+  mediumError: (operation: 'read' | 'write', options?: SenseErrorOptions) =>
+    operation === 'read' ? sense.unrecoveredReadError(options) : sense.writeError(options),
+  hardwareError: code(K.HARDWARE_ERROR, 0x44, 0x00, 'INTERNAL TARGET FAILURE'),
+  /** @param offset bytes from the start of the Data-Out Buffer to the first that differs (SBC-4 5.3). */
+  miscompare: (offset: number) =>
+    new SenseError(K.MISCOMPARE, 0x1d, 0x00, 'MISCOMPARE DURING VERIFY OPERATION', {
+      information: offset,
+    }),
+  abortedCommand: code(K.ABORTED_COMMAND, 0x00, 0x00, 'NO ADDITIONAL SENSE INFORMATION'),
+  notReadyBecomingReady: code(
+    K.NOT_READY,
+    0x04,
+    0x01,
+    'LOGICAL UNIT IS IN PROCESS OF BECOMING READY',
+  ),
+  notReadyCommunicationFailure: code(K.NOT_READY, 0x08, 0x00, 'LOGICAL UNIT COMMUNICATION FAILURE'),
+  notReadyCommunicationTimeout: code(
+    K.NOT_READY,
+    0x08,
+    0x01,
+    'LOGICAL UNIT COMMUNICATION TIME-OUT',
+  ),
+  mediumNotPresent: code(K.NOT_READY, 0x3a, 0x00, 'MEDIUM NOT PRESENT'),
+  powerOnOccurred: code(
+    K.UNIT_ATTENTION,
+    0x29,
+    0x00,
+    'POWER ON, RESET, OR BUS DEVICE RESET OCCURRED',
+  ),
+  mediumMayHaveChanged: code(
+    K.UNIT_ATTENTION,
+    0x28,
+    0x00,
+    'NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED',
+  ),
+  capacityDataHasChanged: code(K.UNIT_ATTENTION, 0x2a, 0x09, 'CAPACITY DATA HAS CHANGED'),
+  /** BUSY status: try again later. No sense data. */
+  busy: (options?: SenseErrorOptions) =>
+    new SenseError(K.NO_SENSE, 0, 0, 'BUSY', { ...options, status: Status.BUSY }),
+} as const;
+
+const NO_SPACE = new Set(['ENOSPC', 'EDQUOT', 'EFBIG']);
+const NOT_PERMITTED = new Set(['EROFS', 'EACCES', 'EPERM']);
+const UNREACHABLE = new Set([
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'ECONNABORTED',
+  'EHOSTDOWN',
+  'EHOSTUNREACH',
+  'ENETDOWN',
+  'ENETUNREACH',
+  'ENETRESET',
+  'ENOTCONN',
+  'ENOTFOUND',
+  'EPIPE',
+]);
+
+/**
+ * What the initiator is told about an error that a store or handler threw. A `SenseError` is passed
+ * on; an errno is translated; anything else is HARDWARE ERROR / INTERNAL TARGET FAILURE. The original
+ * stays as `cause`.
+ * @param operation what the command was doing to the medium: chooses between the MEDIUM ERRORs, and
+ *   only a write can be refused as WRITE PROTECTED or for want of space.
+ */
+export function toSense(error: unknown, operation: 'read' | 'write' = 'read'): SenseError {
+  if (SenseError.is(error)) return error;
+  const options = { cause: error };
+  const errno = errnoOf(error);
+  if (errno !== undefined) {
+    if (operation === 'write' && NO_SPACE.has(errno)) {
+      return sense.spaceAllocationFailedWriteProtect(options);
+    }
+    if (operation === 'write' && NOT_PERMITTED.has(errno)) return sense.writeProtected(options);
+    if (errno === 'EIO') return sense.mediumError(operation, options);
+    if (errno === 'ETIMEDOUT') return sense.notReadyCommunicationTimeout(options);
+    if (UNREACHABLE.has(errno)) return sense.notReadyCommunicationFailure(options);
+    if (errno === 'EAGAIN' || errno === 'EBUSY') return sense.busy(options);
+    if (errno === 'ECANCELED') return sense.abortedCommand(options);
+  }
+  if (TcmuError.is(error)) {
+    if (error.code === 'ERR_TCMU_IO_SHORT') return sense.mediumError(operation, options);
+    if (error.code === 'ERR_TCMU_IO_NO_SPACE') {
+      return sense.spaceAllocationFailedWriteProtect(options);
+    }
+  }
+  if (error instanceof Error && error.name === 'AbortError') return sense.abortedCommand(options);
+  if (error instanceof Error && error.name === 'TimeoutError') {
+    return sense.notReadyCommunicationTimeout(options);
+  }
+  return sense.hardwareError(options);
+}

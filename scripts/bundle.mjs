@@ -1,9 +1,7 @@
 /** Bundles the TypeScript of test/kernel for plain Node, inside the guest and out. */
 import { readdirSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-
-export const projectRoot = dirname(dirname(fileURLToPath(import.meta.url)));
+import { join } from 'node:path';
+import { projectRoot } from './setup.mjs';
 
 /** Answers the directory of the bundles, `build/test-kernel`. */
 export async function bundleKernelTests() {

@@ -5,12 +5,18 @@
  * external import, so handlers run against dist/ as a user's would: build first (`npm run build`).
  */
 import { spawnSync } from 'node:child_process';
-import { bundleKernelTests, projectRoot } from './bundle.mjs';
+import { bundleKernelTests } from './bundle.mjs';
+import { missingPackages } from './packages.mjs';
+import { projectRoot } from './setup.mjs';
 
 const outdir = await bundleKernelTests();
+const missing = missingPackages(['kernel', 'peer']).flatMap((entry) => [
+  '--missing',
+  `${entry.for}:${entry.name}`,
+]);
 const { status } = spawnSync(
   process.execPath,
-  [`${outdir}/kernel/harness/host.js`, ...process.argv.slice(2)],
+  [`${outdir}/kernel/harness/host.js`, ...missing, ...process.argv.slice(2)],
   { cwd: projectRoot, stdio: 'inherit' },
 );
 process.exit(status ?? 1);

@@ -148,7 +148,11 @@ export async function runUml(options: VmOptions): Promise<VmResult> {
       kill();
     }
     lines.end();
-    const kernelLog = console.replaceAll('\r', '').split(endOfRunMark)[0]?.replace(/[^\n]*$/, '') ?? '';
+    const kernelLog =
+      console
+        .replaceAll('\r', '')
+        .split(endOfRunMark)[0]
+        ?.replace(/[^\n]*$/, '') ?? '';
     return {
       exitCode,
       timedOut: exitCode === 124 || (exitCode === undefined && child.signalCode === 'SIGKILL'),

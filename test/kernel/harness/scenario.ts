@@ -16,7 +16,7 @@ export interface Scenario {
   readonly timeoutSeconds?: number;
   /** Guest memory in MiB; half of it is the tmpfs that backing files live on. Default 1024. */
   readonly memoryMb?: number;
-  /** Debian packages (names of scripts/packages.json) it needs besides the harness's own. */
+  /** Debian packages of scripts/packages.json it needs besides those for `kernel`. */
   readonly packages?: readonly string[];
   /** Modules to load besides the usual ones. */
   readonly modules?: readonly string[];

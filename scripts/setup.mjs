@@ -1,0 +1,180 @@
+/**
+ * Makes sure that a fresh clone can do what is asked of it: Node, Debian packages, npm packages, the build.
+ *
+ *     node scripts/setup.mjs [build] [kernel] [fuzz] [peer] [bench]
+ *
+ * Does only what is missing, and says what it does. What it can't do (packages, without root or outside
+ * Debian) it names, with the command that does, and goes on. Imports nothing but Node: it runs before npm ci.
+ */
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+import { canInstall, missingPackages } from './packages.mjs';
+
+export const projectRoot = dirname(dirname(fileURLToPath(import.meta.url)));
+
+/** What stops working without the packages of a purpose. */
+const consequences = {
+  build: 'the addon cannot be compiled',
+  kernel: 'nothing that needs a real kernel can run',
+  fuzz: 'the ring is not fuzzed',
+  peer: 'nothing is compared with tcmu-runner',
+  bench: 'instructions per command are not counted',
+};
+
+class SetupError extends Error {}
+
+/**
+ * @param {string[]} purposes
+ * @returns {{ missing: { name: string, for: string }[] }} packages that are still missing
+ */
+export function setup(purposes) {
+  checkNode();
+  const missing = installPackages(['build', ...purposes]);
+  installModules();
+  build(missing);
+  return { missing };
+}
+
+function checkNode() {
+  const { engines } = JSON.parse(readFileSync(join(projectRoot, 'package.json'), 'utf8'));
+  const wanted = /(\d+)\.(\d+)/.exec(engines.node);
+  const [major, minor] = process.versions.node.split('.').map(Number);
+  if (major < Number(wanted[1]) || (major === Number(wanted[1]) && minor < Number(wanted[2]))) {
+    throw new SetupError(
+      `Node.js ${process.versions.node} is too old: install ${wanted[0]} or later (https://nodejs.org)`,
+    );
+  }
+}
+
+function installPackages(purposes) {
+  let missing = missingPackages(purposes);
+  if (missing.length > 0 && canInstall()) {
+    // The first round may bring what names the rest (clang, its runtime's version).
+    for (let round = 0; round < 2 && missing.length > 0; round++) {
+      if (round === 0) run('apt-get', ['-qq', 'update'], 'update the package lists');
+      const names = missing.map(({ name }) => name);
+      const install = ['-qq', '-y', '--no-install-recommends', 'install'];
+      if (!run('apt-get', [...install, ...names], `install ${names.join(' ')}`)) {
+        // One package that this release lacks must not cost the others.
+        for (const name of names) run('apt-get', [...install, name], `install ${name}`);
+      }
+      missing = missingPackages(purposes);
+    }
+  }
+  for (const purpose of new Set(missing.map((entry) => entry.for))) {
+    const names = missing.filter((entry) => entry.for === purpose).map(({ name }) => name);
+    console.log(`setup: missing: ${names.join(' ')}; without them ${consequences[purpose]}`);
+    console.log(
+      `       on Debian: sudo apt-get install --no-install-recommends ${names.join(' ')}`,
+    );
+  }
+  return missing;
+}
+
+/** npm's own record of what it installed says whether it is what the lock file asks for. */
+function installedModulesMatch() {
+  const record = join(projectRoot, 'node_modules/.package-lock.json');
+  if (!existsSync(record)) return false;
+  const installed = JSON.parse(readFileSync(record, 'utf8')).packages;
+  const wanted = JSON.parse(readFileSync(join(projectRoot, 'package-lock.json'), 'utf8')).packages;
+  return Object.entries(wanted).every(
+    ([path, entry]) =>
+      !path.startsWith('node_modules/') ||
+      (installed[path] === undefined
+        ? entry.optional === true
+        : installed[path].version === entry.version),
+  );
+}
+
+function installModules() {
+  if (installedModulesMatch()) return;
+  if (!run('npm', ['ci', '--no-audit', '--no-fund'], 'npm ci')) {
+    throw new SetupError('npm ci failed (its output is above)');
+  }
+}
+
+/** A hash over everything that the build reads. */
+function sourceHash() {
+  const hash = createHash('sha256').update(process.versions.modules).update(process.arch);
+  const add = (path) => {
+    for (const entry of readdirSync(path, { withFileTypes: true }).sort((a, b) =>
+      a.name < b.name ? -1 : 1,
+    )) {
+      if (['node_modules', 'dist', 'build'].includes(entry.name)) continue;
+      const child = join(path, entry.name);
+      if (entry.isDirectory()) add(child);
+      else if (entry.isFile()) hash.update(child).update(readFileSync(child));
+    }
+  };
+  for (const dir of ['lib', 'addon', 'examples']) {
+    if (existsSync(join(projectRoot, dir))) add(join(projectRoot, dir));
+  }
+  for (const file of ['package-lock.json', 'tsconfig.json', 'tsup.config.ts', 'CMakeLists.txt']) {
+    hash.update(readFileSync(join(projectRoot, file)));
+  }
+  return hash.digest('hex');
+}
+
+function build(missing) {
+  const stamp = join(projectRoot, 'build/setup-stamp');
+  const hash = sourceHash();
+  const built =
+    existsSync(join(projectRoot, 'dist/index.js')) &&
+    existsSync(stamp) &&
+    readFileSync(stamp, 'utf8') === hash;
+  if (built) return;
+  if (missing.some((entry) => entry.for === 'build')) {
+    throw new SetupError('the build needs the packages named above');
+  }
+  if (!run('npm', ['run', 'build'], 'npm run build')) {
+    throw new SetupError('the build failed (its output is above)');
+  }
+  mkdirSync(dirname(stamp), { recursive: true });
+  writeFileSync(stamp, hash);
+}
+
+/** Runs a step quietly; its output is shown only when it fails. */
+function run(command, args, what) {
+  const started = Date.now();
+  process.stdout.write(`setup: ${what} … `);
+  const { status, stdout, stderr, error } = spawnSync(command, args, {
+    cwd: projectRoot,
+    env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
+    stdio: ['ignore', 'pipe', 'pipe'],
+    maxBuffer: 1 << 28,
+  });
+  const seconds = ((Date.now() - started) / 1000).toFixed(0);
+  if (status === 0) {
+    console.log(`done (${seconds} s)`);
+    return true;
+  }
+  console.log(`failed (${seconds} s)`);
+  console.log(`${stdout ?? ''}${stderr ?? ''}${error?.message ?? ''}`.trimEnd());
+  return false;
+}
+
+/** Runs `main`; a failed setup ends the process with its message alone. */
+export function setupOrExit(purposes) {
+  try {
+    return setup(purposes);
+  } catch (error) {
+    if (!(error instanceof SetupError)) throw error;
+    console.error(`setup: ${error.message}`);
+    process.exit(1);
+  }
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  const purposes = process.argv.slice(2);
+  const unknown = purposes.filter((purpose) => !(purpose in consequences));
+  if (unknown.length > 0) {
+    console.error(
+      `setup: unknown: ${unknown.join(' ')}; known: ${Object.keys(consequences).join(' ')}`,
+    );
+    process.exit(2);
+  }
+  setupOrExit(purposes);
+}

@@ -1,0 +1,191 @@
+/**
+ * npm test: sets up what is missing, then every suite, one after another, whatever fails.
+ *
+ * Prints a table and, as its last line, `N passed, N failed, N skipped` over all suites. Exit code 1 when
+ * anything failed, or when a suite ran no test although this machine could run it.
+ */
+import { spawn } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { canInstall } from './packages.mjs';
+import { projectRoot, setupOrExit } from './setup.mjs';
+
+const results = join(projectRoot, 'build/test-results');
+
+/**
+ * @typedef {{ passed: number, failed: number, skipped: number }} Counts
+ * @typedef {{ name: string, about: string, command: string[], minutes: number,
+ *   count: (output: string, code: number | null) => Counts }} Suite
+ */
+
+/** One test that is a command: it passes when that exits with 0. */
+function wholeCommand(_output, code) {
+  return { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1, skipped: 0 };
+}
+
+/** The last line of the form `N passed, N failed[, N skipped]`. */
+function lastLine(output, code) {
+  const line = [...output.matchAll(/^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$/gm)].at(-1);
+  if (line === undefined) return { passed: 0, failed: 1, skipped: 0 };
+  const [passed, failed, skipped] = [line[1], line[2], line[3] ?? 0].map(Number);
+  // A suite that died after its last test has failed too.
+  return { passed, failed: failed === 0 && code !== 0 && passed > 0 ? 1 : failed, skipped };
+}
+
+/** vitest's JSON report; its console output is for people. */
+function vitestReport(file) {
+  return (_output, code) => {
+    if (!existsSync(file)) return { passed: 0, failed: 1, skipped: 0 };
+    const report = JSON.parse(readFileSync(file, 'utf8'));
+    const failed = report.numFailedTests;
+    return {
+      passed: report.numPassedTests,
+      // A file that can't be loaded has no tests to fail.
+      failed: failed === 0 && code !== 0 ? 1 : failed,
+      skipped: report.numPendingTests + (report.numTodoTests ?? 0),
+    };
+  };
+}
+
+function vitest(name) {
+  const file = join(results, `${name}.json`);
+  return {
+    args: ['--reporter=default', '--reporter=json', `--outputFile.json=${file}`],
+    count: vitestReport(file),
+  };
+}
+
+/** @returns {Suite[]} */
+function suites() {
+  const unit = vitest('unit');
+  const list = [
+    {
+      name: 'check',
+      about: 'types, format, lint',
+      command: ['npm', 'run', '--silent', 'check'],
+      minutes: 5,
+      count: wholeCommand,
+    },
+    {
+      name: 'unit',
+      about: 'vitest',
+      command: ['npx', '--no-install', 'vitest', 'run', ...unit.args],
+      minutes: 10,
+      count: unit.count,
+    },
+    {
+      name: 'ring',
+      about: 'C++ under sanitizers, fuzzer',
+      command: ['sh', 'addon/test/run.sh'],
+      minutes: 10,
+      count: lastLine,
+    },
+    {
+      name: 'kernel',
+      about: 'scenarios on a real kernel',
+      command: [process.execPath, 'scripts/test-kernel.mjs'],
+      minutes: 25,
+      count: lastLine,
+    },
+  ];
+  const examples = join(projectRoot, 'examples');
+  for (const example of readdirSync(examples).sort()) {
+    const manifest = join(examples, example, 'package.json');
+    if (!existsSync(manifest)) continue;
+    if (JSON.parse(readFileSync(manifest, 'utf8')).scripts?.test === undefined) continue;
+    const report = vitest(`example-${example}`);
+    list.push({
+      name: `examples/${example}`,
+      about: 'vitest',
+      command: ['npm', 'test', '--silent', '-w', `examples/${example}`, '--', ...report.args],
+      minutes: 5,
+      count: report.count,
+    });
+  }
+  return list;
+}
+
+/** Runs a suite with its output shown and kept. */
+function run({ name, command, minutes }) {
+  return new Promise((resolve) => {
+    const [program, ...args] = command;
+    const child = spawn(program, args, {
+      cwd: projectRoot,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      detached: true,
+      env: { ...process.env, CI: '1' },
+    });
+    let output = '';
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.setEncoding('utf8').on('data', (text) => {
+        output += text;
+        process.stdout.write(text);
+      });
+    }
+    const signal = (what) => {
+      try {
+        process.kill(-child.pid, what);
+      } catch {
+        // ESRCH: it has just ended.
+      }
+    };
+    // SIGTERM first: the kernel suite takes its machines down with it.
+    const limit = setTimeout(() => {
+      console.log(`${name}: stopped after ${minutes} minutes`);
+      signal('SIGTERM');
+      setTimeout(signal, 10_000, 'SIGKILL').unref();
+    }, minutes * 60_000);
+    const stop = () => {
+      signal('SIGTERM');
+      process.exit(130);
+    };
+    process.once('SIGINT', stop).once('SIGTERM', stop);
+    const end = (code) => {
+      clearTimeout(limit);
+      process.off('SIGINT', stop).off('SIGTERM', stop);
+      resolve({ code, output });
+    };
+    child.once('error', (error) => {
+      console.log(`${name}: ${error.message}`);
+      end(127);
+    });
+    child.once('close', end);
+  });
+}
+
+function row(name, passed, failed, skipped, seconds, about) {
+  const columns = [passed, failed, skipped, seconds].map((value) => String(value).padStart(8));
+  return `${name.padEnd(16)}${columns.join('')}   ${about}`;
+}
+
+const { missing } = setupOrExit(['kernel', 'fuzz', 'peer']);
+rmSync(results, { recursive: true, force: true });
+mkdirSync(results, { recursive: true });
+
+const total = { passed: 0, failed: 0, skipped: 0 };
+const table = [row('suite', 'passed', 'failed', 'skipped', 'seconds', '')];
+const notes = [];
+for (const suite of suites()) {
+  console.log(`\n──── ${suite.name}: ${suite.about}`);
+  const started = Date.now();
+  const { code, output } = await run(suite);
+  const counts = suite.count(output, code);
+  if (counts.passed + counts.failed === 0) {
+    // Left out for want of packages is one thing, a suite that has lost its tests another.
+    if (counts.skipped > 0 && !canInstall()) {
+      notes.push(`${suite.name}: left out, packages are missing (see above)`);
+    } else {
+      counts.failed = 1;
+      notes.push(`${suite.name}: ran no test`);
+    }
+  }
+  for (const key of Object.keys(total)) total[key] += counts[key];
+  const seconds = ((Date.now() - started) / 1000).toFixed(0);
+  table.push(row(suite.name, counts.passed, counts.failed, counts.skipped, seconds, suite.about));
+}
+console.log(`\n${table.join('\n')}`);
+if (missing.length > 0)
+  notes.push(`missing packages: ${missing.map(({ name }) => name).join(' ')}`);
+for (const note of notes) console.log(note);
+console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
+process.exitCode = total.failed > 0 ? 1 : 0;

@@ -1,0 +1,155 @@
+#include "device.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <exception>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <system_error>
+#include <unistd.h>
+
+namespace tcmu::sim {
+
+Device::Device(const Geometry& geometry, const Attributes& attributes) : kernel_(geometry) {
+  kernel_.attributes() = attributes;
+  control_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (control_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
+  thread_ = std::thread([this] { loop(); });
+  pthread_setname_np(thread_.native_handle(), "tcmu-sim");
+}
+
+Device::~Device() {
+  stop();
+  close(control_);
+}
+
+void Device::submit(std::span<const Request> requests) {
+  run([&](TimePoint now) {
+    for (const Request& request : requests) kernel_.submit(request, now, faults_.holdUntil(now));
+  });
+}
+
+Uio::Handle Device::open() {
+  Uio::Handle handle{};
+  std::exception_ptr refused;
+  run([&](TimePoint) {
+    try {
+      handle = uio_.open(kernel_.memory().fd());
+    } catch (...) {
+      refused = std::current_exception();
+    }
+  });
+  if (refused) std::rethrow_exception(refused);
+  interrupt(); // the thread polls the new doorbell
+  return handle;
+}
+
+void Device::kick() {
+  run([&](TimePoint) { notify(); });
+}
+
+void Device::setFaults(const FaultOptions& options) {
+  run([&](TimePoint) { faults_ = Faults(options); });
+}
+
+void Device::unregister() {
+  run([&](TimePoint) { uio_.unregister(); });
+}
+
+void Device::stop() {
+  {
+    std::lock_guard guard(lock_);
+    if (std::exchange(stopping_, true)) return;
+  }
+  interrupt();
+  thread_.join();
+  run([&](TimePoint) {
+    kernel_.refuseAll();
+    kernel_.failAll();
+    uio_.unregister();
+  });
+}
+
+DeviceStats Device::stats() {
+  std::lock_guard guard(lock_);
+  return stats_;
+}
+
+void Device::catchUp(TimePoint now) {
+  for (;;) {
+    const Uio::Doorbell doorbell = uio_.takeDoorbells();
+    if (doorbell.rung) {
+      stats_.doorbells++;
+      kernel_.doorbell(now);
+    }
+    if (doorbell.closed) kernel_.released(now);
+    if (!doorbell.rung || doorbell.closed) return;
+  }
+}
+
+/** If there is something new on the ring, and as fault injection lets it. */
+void Device::wakeHandler(TimePoint now) {
+  if (!kernel_.takeEvent()) return;
+  if (const TimePoint at = faults_.spuriousAt(now); at != TimePoint::max()) wakeups_.push_back(at);
+  if (faults_.loseWakeup()) return;
+  const TimePoint at = faults_.wakeAt(now);
+  if (at > now) wakeups_.push_back(at);
+  else notify();
+}
+
+void Device::notify() {
+  stats_.wakeups++;
+  uio_.notify();
+}
+
+TimePoint Device::nextWake() const {
+  TimePoint next = kernel_.nextDeadline();
+  for (const TimePoint at : wakeups_) next = std::min(next, at);
+  return next;
+}
+
+void Device::interrupt() {
+  const uint64_t one = 1;
+  while (write(control_, &one, sizeof one) < 0 && errno == EINTR) {
+  }
+}
+
+void Device::loop() {
+  for (;;) {
+    pollfd fds[2] = {{control_, POLLIN, 0}, {-1, POLLIN, 0}};
+    Milliseconds timeout;
+    {
+      std::lock_guard guard(lock_);
+      if (stopping_) return;
+      const TimePoint now = Clock::now();
+      // A command that comes while we sleep expires no earlier than a time-out from now: it need not
+      // interrupt us.
+      sleepUntil_ = std::min(nextWake(), now + kernel_.shortestTimeout());
+      timeout = std::chrono::ceil<Milliseconds>(std::max(sleepUntil_ - now, Clock::duration{}));
+      fds[1].fd = uio_.doorbellFd();
+    }
+    poll(fds, 2, static_cast<int>(std::min<int64_t>(timeout.count(), 1 << 30)));
+    if (fds[0].revents) {
+      uint64_t count;
+      while (read(control_, &count, sizeof count) < 0 && errno == EINTR) {
+      }
+    }
+    run(
+        [&](TimePoint now) {
+          kernel_.tick(now);
+          if (std::erase_if(wakeups_, [&](TimePoint at) { return at <= now; }) > 0) notify();
+        },
+        true);
+  }
+}
+
+void Device::deliver(const Finished& finished) {
+  for (size_t i = 0; i < finished.size(); i++) {
+    Initiator* initiator = finished[i].first;
+    initiator->finished(finished[i].second);
+    if (i + 1 == finished.size() || finished[i + 1].first != initiator) initiator->batchEnd();
+  }
+}
+
+} // namespace tcmu::sim

@@ -100,7 +100,10 @@ export async function run(
   return command;
 }
 
-/** A CDB from its parts: numbers are bytes, [value, width] pairs big-endian integers of `width` bytes. */
+/**
+ * A CDB from its parts: numbers are bytes, [value, width] pairs big-endian integers of `width`
+ * bytes.
+ */
 export function cdb(
   ...parts: (number | readonly [value: number | bigint, width: number])[]
 ): number[] {

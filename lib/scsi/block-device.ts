@@ -5,7 +5,8 @@
  * data here and is never thrown on; only a failing `complete()` is.
  *
  * Everything runs on the JavaScript thread that calls `handle`. A command's buffers are used only
- * until its completion. `close` waits for nothing: the caller calls it when all commands have settled.
+ * until its completion. `close` waits for nothing: the caller calls it when all commands have
+ * settled.
  */
 import { channel } from 'node:diagnostics_channel';
 import type { MaybePromise } from '../device/data.js';
@@ -14,7 +15,7 @@ import { ArgumentError } from '../errors.js';
 import type { BlockStore } from '../store/block-store.js';
 import { chain, isPromise } from '../store/maybe.js';
 import { readU16 } from './bytes.js';
-import { CommandEntry, CommandTable } from './command-spec.js';
+import { type CdbField, CommandEntry, CommandTable } from './command-spec.js';
 import { blockCommands } from './commands/index.js';
 import { Identity, type IdentityOptions } from './identity.js';
 import { LogicalUnit } from './logical-unit.js';
@@ -24,12 +25,16 @@ import { type SenseError, sense, toSense } from './sense.js';
 export interface BlockDeviceOptions extends IdentityOptions {
   /** The medium can be ejected (RMB). Default false. */
   removable?: boolean | undefined;
-  /** Longest transfer of one command in bytes (MAXIMUM TRANSFER LENGTH), enforced. Default: no limit. */
+  /**
+   * Longest transfer of one command in bytes (MAXIMUM TRANSFER LENGTH), enforced. Default: no
+   * limit.
+   */
   maxTransferLength?: number | undefined;
   /**
    * Whether the first command after `open` is answered with the unit attention POWER ON OCCURRED
-   * (29h/00h), which tells initiators that mode parameters are back to their defaults. Default: true,
-   * but false for a removable device, where Linux takes any unit attention for a changed medium.
+   * (29h/00h), which tells initiators that mode parameters are back to their defaults. Default:
+   * true, but false for a removable device, where Linux takes any unit attention for a changed
+   * medium.
    */
   powerOnAttention?: boolean | undefined;
 }
@@ -52,7 +57,9 @@ export class BlockDevice implements CommandHandler {
   readonly #powerOnAttention: boolean;
   #open = false;
 
-  /** @throws ArgumentError for a name that does not fit, or a store with contradictory capabilities. */
+  /**
+   * @throws ArgumentError for a name that does not fit, or a store with contradictory capabilities.
+   */
   constructor(store: BlockStore, options: BlockDeviceOptions) {
     const { removable = false, maxTransferLength = 0, powerOnAttention = !removable } = options;
     if (!Number.isSafeInteger(maxTransferLength) || maxTransferLength < 0) {
@@ -71,7 +78,9 @@ export class BlockDevice implements CommandHandler {
     return this.#unit.store;
   }
 
-  /** Opens the store and takes its size. @throws ArgumentError when the size or block size is none. */
+  /**
+   * Opens the store and takes its size. @throws ArgumentError when the size or block size is none.
+   */
   open(): MaybePromise<void> {
     return chain(this.#unit.store.open?.(), () => {
       this.#unit.measure();
@@ -88,8 +97,8 @@ export class BlockDevice implements CommandHandler {
   }
 
   /**
-   * Takes a changed `store.size` over and tells the initiator by the unit attention CAPACITY DATA HAS
-   * CHANGED (SBC-4 4.10.2). Call it after the store has been resized.
+   * Takes a changed `store.size` over and tells the initiator by the unit attention CAPACITY DATA
+   * HAS CHANGED. Call it after the store has been resized.
    */
   capacityChanged(): void {
     const before = this.#unit.blocks;
@@ -97,7 +106,10 @@ export class BlockDevice implements CommandHandler {
     if (this.#unit.blocks !== before) this.#unit.raiseAttention(sense.capacityDataHasChanged());
   }
 
-  /** A logical unit or target reset puts the mode parameters back; LIO raises the unit attention itself. */
+  /**
+   * A logical unit or target reset puts the mode parameters back; LIO raises the unit attention
+   * itself.
+   */
   taskManagement(tmr: TaskManagement): void {
     if (/reset/.test(tmr.type)) {
       this.#unit.modePages.reset();
@@ -106,7 +118,9 @@ export class BlockDevice implements CommandHandler {
     }
   }
 
-  /** Carries one command out and completes it. Never throws for what a command or store does wrong. */
+  /**
+   * Carries one command out and completes it. Never throws for what a command or store does wrong.
+   */
   handle(command: ScsiCommand): MaybePromise<void> {
     let answer: MaybePromise<unknown>;
     let entry: CommandEntry | undefined;
@@ -133,11 +147,13 @@ export class BlockDevice implements CommandHandler {
     if (unit.attentions.length > 0 && !entry.ignoresAttention) {
       throw unit.attentions.shift() as SenseError;
     }
-    const { refusedAt, refusedMask } = entry;
-    for (let i = 0; i < refusedAt.length; i++) {
-      const at = refusedAt[i] as number;
-      const wrong = (cdb[at] as number) & (refusedMask[i] as number);
-      if (wrong !== 0) throw sense.invalidFieldInCdb({ byte: at, bit: 31 - Math.clz32(wrong) });
+    const { refusals } = entry;
+    for (let i = 0; i < refusals.length; i++) {
+      const { byte, mask } = refusals[i] as CdbField;
+      // The pointer names the most significant bit of the field (SPC-5, BIT POINTER).
+      if (((cdb[byte] as number) & mask) !== 0) {
+        throw sense.invalidFieldInCdb({ byte, bit: 31 - Math.clz32(mask) });
+      }
     }
     if (entry.medium !== 'none') {
       if (unit.ejected) throw sense.mediumNotPresent();
@@ -160,7 +176,7 @@ export class BlockDevice implements CommandHandler {
     if (entry === undefined) {
       throw sense.invalidFieldInCdb(variable ? { byte: 8 } : { byte: 1, bit: 4 });
     }
-    // SPC-5 4.2.3: ADDITIONAL CDB LENGTH must be the one of the command.
+    // SPC-5, variable length CDBs: ADDITIONAL CDB LENGTH must be the one of the command.
     if (variable && cdb[7] !== entry.length - 8) throw sense.invalidFieldInCdb({ byte: 7 });
     return entry;
   }

@@ -1,8 +1,8 @@
 /**
- * Big-endian integers in CDBs, parameter lists and parameter data (SPC-5 4.2.1: the first byte is the
+ * Big-endian integers in CDBs, parameter lists and parameter data (SPC-5: the first byte is the
  * most significant). 64-bit fields are numbers put together from two 32-bit halves: exact up to
- * 2^53 - 1, and above that never smaller than 2^53, so that range checks against a capacity (at most
- * 2^53 bytes) still hold. A byte past the end reads as zero.
+ * 2^53 - 1, and above that never smaller than 2^53, so that range checks against a capacity (at
+ * most 2^53 bytes) still hold. A byte past the end reads as zero.
  */
 
 export function readU16(bytes: Uint8Array, at: number): number {
@@ -52,7 +52,10 @@ export function writeU64(bytes: Uint8Array, at: number, value: number): void {
   writeU32(bytes, at + 4, (value % 0x1_0000_0000) | 0);
 }
 
-/** ASCII text, left-aligned and padded with spaces to `length` (SPC-5 4.3.1). */
+/**
+ * ASCII text, left-aligned and padded with spaces to `length` (SPC-5, ASCII data field
+ * requirements).
+ */
 export function writeAscii(bytes: Uint8Array, at: number, length: number, text: string): void {
   for (let i = 0; i < length; i++) bytes[at + i] = i < text.length ? text.charCodeAt(i) : 0x20;
 }

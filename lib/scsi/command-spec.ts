@@ -1,20 +1,23 @@
 /**
- * The table that describes commands. One `CommandSpec` says how a CDB is laid out, what it needs and
- * what runs it; the same table decodes operation codes and service actions, refuses options that this
- * device does not have, and answers REPORT SUPPORTED OPERATION CODES, so they cannot disagree.
- * Immutable once built.
+ * The table that describes commands. One `CommandSpec` says how a CDB is laid out, what it needs
+ * and what runs it; the same table decodes operation codes and service actions, refuses options
+ * that this device does not have, and answers REPORT SUPPORTED OPERATION CODES, so they cannot
+ * disagree. Immutable once built.
  */
 import type { MaybePromise } from '../device/data.js';
 import type { ScsiCommand } from '../device/handler.js';
 import type { LogicalUnit } from './logical-unit.js';
 
-/** One field of a CDB: the bits from (`byte`, `msb`) on, `width` bits, as the standard's table draws it. */
+/**
+ * One field of a CDB: the bits from (`byte`, `msb`) on, `width` bits, as the standard's table draws
+ * it.
+ */
 export interface CdbField {
   readonly name: string;
   readonly byte: number;
   /** Bytes the field takes. Only the first and last may be partly used. */
   readonly bytes: number;
-  /** Bits used of the first byte. */
+  /** Bits used of the first byte. A `refused` field has one byte. */
   readonly mask: number;
   /** An option that the standard defines and this device does not have: any bit set is refused. */
   readonly refused?: boolean;
@@ -39,8 +42,11 @@ export function refused(name: string, byte: number, msb: number, lsb = msb): Cdb
 export interface CommandSpec {
   /** As the standard spells it: `READ (10)`. */
   readonly name: string;
-  /** Standard and clause. */
-  readonly reference: string;
+  /**
+   * The standard that defines it, in the clause of its name. (Clause numbers differ between a
+   * standard's revisions; titles do not.)
+   */
+  readonly standard: 'SPC-5' | 'SBC-4' | 'SBC-2';
   readonly opcode: number;
   /** For operation codes with service actions: in byte 1 bits 4..0, or bytes 8..9 of a 7Fh CDB. */
   readonly serviceAction?: number;
@@ -53,11 +59,14 @@ export interface CommandSpec {
    * without a medium; `none` runs always.
    */
   readonly medium: 'none' | 'read' | 'write';
-  /** Runs even with a unit attention pending, and does not clear it (SAM-5 5.14). */
+  /**
+   * Runs even with a unit attention pending, and does not clear it (SAM-5, unit attention
+   * conditions).
+   */
   readonly ignoresAttention?: boolean;
   /** Whether this device has the command; default yes. */
   readonly available?: (unit: LogicalUnit) => boolean;
-  /** RECOMMENDED COMMAND TIMEOUT in seconds (SPC-5 6.34.4); default: none given. */
+  /** RECOMMENDED COMMAND TIMEOUT in seconds; default: none given. */
   readonly timeout?: number;
   /**
    * Carries the command out. Settling means GOOD; a throw is CHECK CONDITION. Must not complete the
@@ -73,11 +82,10 @@ export class CommandEntry {
   readonly length: number;
   readonly medium: CommandSpec['medium'];
   readonly ignoresAttention: boolean;
-  /** CDB USAGE DATA (SPC-5 6.34.3): the bits that this device evaluates. */
+  /** CDB USAGE DATA: the bits that this device evaluates. */
   readonly usage: Uint8Array;
-  /** Bytes with bits to refuse, and the bits: the checks of the decoder. */
-  readonly refusedAt: readonly number[];
-  readonly refusedMask: readonly number[];
+  /** Fields that must be zero: the checks of the decoder. */
+  readonly refusals: readonly CdbField[];
 
   constructor(spec: CommandSpec) {
     this.spec = spec;
@@ -85,16 +93,16 @@ export class CommandEntry {
     this.length = spec.length;
     this.medium = spec.medium;
     this.ignoresAttention = spec.ignoresAttention ?? false;
+    // SAM-5, CONTROL byte: a device server without ACA refuses NACA, bit 2 of CONTROL.
+    const naca = refused('NACA', spec.opcode === 0x7f ? 1 : spec.length - 1, 2);
+    this.refusals = [...spec.fields.filter((field) => field.refused), naca];
     this.usage = new Uint8Array(spec.length);
-    const refusals = new Uint8Array(spec.length);
     for (const field of spec.fields) {
-      const target = field.refused ? refusals : this.usage;
+      if (field.refused) continue;
       for (let i = 0; i < field.bytes; i++) {
-        (target[field.byte + i] as number) |= i === 0 ? field.mask : 0xff;
+        (this.usage[field.byte + i] as number) |= i === 0 ? field.mask : 0xff;
       }
     }
-    // SAM-5 5.2: a device server without ACA refuses NACA, bit 2 of CONTROL.
-    (refusals[spec.opcode === 0x7f ? 1 : spec.length - 1] as number) |= 0x04;
     this.usage[0] = spec.opcode;
     if (spec.serviceAction !== undefined) {
       if (spec.opcode === 0x7f) {
@@ -105,8 +113,6 @@ export class CommandEntry {
         (this.usage[1] as number) |= spec.serviceAction;
       }
     }
-    this.refusedAt = [...refusals.keys()].filter((at) => refusals[at] !== 0);
-    this.refusedMask = this.refusedAt.map((at) => refusals[at] as number);
   }
 }
 

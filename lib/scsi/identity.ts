@@ -1,14 +1,17 @@
 /**
- * Who a device says it is: the strings and names of INQUIRY and the VPD pages. An initiator takes two
- * devices with the same names for two paths to one disk, so names must differ between disks and stay
- * the same over restarts. Immutable.
+ * Who a device says it is: the strings and names of INQUIRY and the VPD pages. An initiator takes
+ * two devices with the same names for two paths to one disk, so names must differ between disks and
+ * stay the same over restarts. Immutable.
  */
 import { createHash } from 'node:crypto';
 import { ArgumentError } from '../errors.js';
 
 /** Options that say who the device is. */
 export interface IdentityOptions {
-  /** Unit serial number, 1 to 64 printable ASCII characters. The same at every start of the same disk. */
+  /**
+   * Unit serial number, 1 to 64 printable ASCII characters. The same at every start of the same
+   * disk.
+   */
   serial: string;
   /** T10 VENDOR IDENTIFICATION, up to 8 characters. Default `TCMU-JS`. */
   vendor?: string | undefined;
@@ -17,8 +20,8 @@ export interface IdentityOptions {
   /** PRODUCT REVISION LEVEL, up to 4 characters. Default `0001`. */
   revision?: string | undefined;
   /**
-   * World wide name: an NAA 6 identifier, 32 hexadecimal digits beginning with 6 (a leading `naa.` is
-   * taken too). Default: LIO's company id 001405h and a hash of the serial.
+   * World wide name: an NAA 6 identifier, 32 hexadecimal digits beginning with 6 (a leading `naa.`
+   * is taken too). Default: LIO's company id 001405h and a hash of the serial.
    */
   wwn?: string | undefined;
 }
@@ -31,7 +34,7 @@ export class Identity {
   readonly product: string;
   readonly revision: string;
   readonly serial: string;
-  /** NAA 6: 32 lower-case hexadecimal digits (SPC-5 7.7.6.6.5). */
+  /** NAA 6: 32 lower-case hexadecimal digits (SPC-5, NAA IEEE Registered Extended). */
   readonly naa: string;
 
   constructor(options: IdentityOptions) {
@@ -56,7 +59,7 @@ export class Identity {
 function ascii(name: string, value: string, length: number): string {
   if (typeof value !== 'string' || value.length > length || !/^[ -~]*$/.test(value)) {
     throw new ArgumentError(
-      `${name} ${JSON.stringify(value)} must be at most ${length} printable ASCII characters (SPC-5 4.3.1)`,
+      `${name} ${JSON.stringify(value)} must be at most ${length} printable ASCII characters`,
     );
   }
   return value;

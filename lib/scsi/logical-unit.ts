@@ -19,7 +19,9 @@ import { ModePages } from './mode-pages.js';
 import { RangeLock } from './range-lock.js';
 import { type SenseError, sense } from './sense.js';
 
-/** What a store is told of the command that a request belongs to; makes the signal only when asked. */
+/**
+ * What a store is told of the command that a request belongs to; makes the signal only when asked.
+ */
 export class StoreRequest implements WriteContext, UnmapContext {
   readonly fua: boolean;
   readonly mayUnmap: boolean;
@@ -36,7 +38,9 @@ export class StoreRequest implements WriteContext, UnmapContext {
   }
 }
 
-/** Limits that the Block Limits VPD page reports and the commands enforce; in bytes where not said. */
+/**
+ * Limits that the Block Limits VPD page reports and the commands enforce; in bytes where not said.
+ */
 export interface Limits {
   /** MAXIMUM TRANSFER LENGTH; 0: none. */
   readonly transfer: number;
@@ -79,8 +83,10 @@ export class LogicalUnit {
   ejected = false;
   /** PREVENT ALLOW MEDIUM REMOVAL. */
   removalPrevented = false;
-  /** Unit attentions not yet reported, oldest first. There is one queue for all nexuses: TCMU does not
-   * tell handlers which initiator sent a command. */
+  /**
+   * Unit attentions not yet reported, oldest first. There is one queue for all nexuses: TCMU does
+   * not tell handlers which initiator sent a command.
+   */
   readonly attentions: SenseError[] = [];
 
   constructor(
@@ -104,7 +110,8 @@ export class LogicalUnit {
       compareAndWriteBlocks: 255,
       unmapBlocks: MiB,
       unmapDescriptors: 256,
-      // An emulated WRITE SAME is as slow as writing: it must end long before the kernel's time-out.
+      // An emulated WRITE SAME is as slow as writing: it must end long before the kernel's time-
+      // out.
       writeSame: (store.writeSame ?? store.writeZeroes) === undefined ? 256 * MiB : 1024 * MiB,
     };
   }
@@ -162,25 +169,40 @@ export class LogicalUnit {
   }
 
   /**
-   * Runs a modification of `[position, position + length)` apart from exclusive ones, and makes it
-   * durable before settling when there is no write cache (or `fua` asks for it).
+   * Bytes of block data a command moves: what the CDB asks for, or the Data-Out Buffer if that is
+   * shorter by whole blocks.
+   * @throws SenseError when the range or the length is not allowed, or the buffer ends inside a
+   *   block.
    */
-  modify(
+  dataOutLength(command: ScsiCommand, lba: number, blocks: number): number {
+    this.checkRange(lba, blocks);
+    this.checkTransfer(blocks * this.blockSize);
+    const length = Math.min(blocks * this.blockSize, command.dataLength);
+    if (length % this.blockSize !== 0) throw sense.invalidFieldInInformationUnit();
+    return length;
+  }
+
+  /** @throws SenseError INVALID FIELD IN CDB above the MAXIMUM TRANSFER LENGTH. */
+  checkTransfer(length: number): void {
+    if (this.limits.transfer !== 0 && length > this.limits.transfer) {
+      throw sense.invalidFieldInCdb();
+    }
+  }
+
+  /** Runs a modification of `[position, position + length)` apart from exclusive ones; or alone. */
+  apart<T>(
     position: number,
     length: number,
-    command: ScsiCommand,
-    run: (request: StoreRequest) => MaybePromise<unknown>,
-    { exclusive = false, fua = false } = {},
-  ): MaybePromise<unknown> {
-    const request = new StoreRequest(command);
-    return chain(this.lock.acquire(position, position + length, exclusive), (held) => {
-      const done = settled(
-        () => run(request),
-        () => this.lock.release(held),
-      );
-      return this.volatile && (fua || this.writeThrough)
-        ? chain(done, () => this.flush(request))
-        : done;
-    });
+    exclusive: boolean,
+    run: () => MaybePromise<T>,
+  ): MaybePromise<T> {
+    return chain(this.lock.acquire(position, position + length, exclusive), (held) =>
+      settled(run, () => this.lock.release(held)),
+    );
+  }
+
+  /** Makes what was written durable when there is no write cache, or `fua` asks for it. */
+  makeDurable(request: RequestContext, fua = false): MaybePromise<unknown> {
+    return this.volatile && (fua || this.writeThrough) ? this.flush(request) : undefined;
   }
 }

@@ -1,7 +1,8 @@
 /**
  * Mode pages as bytes: current, default and changeable values of each page a block device has
- * (SPC-5 7.5, SBC-4 6.5). State lives as long as the logical unit and goes back to the defaults at a
- * reset: there is no saving. Pages are shared by all initiators (mode page policy `shared`).
+ * (SPC-5 and SBC-4, mode parameters). State lives as long as the logical unit and goes back to the
+ * defaults at a reset: there is no saving. Pages are shared by all initiators (mode page policy
+ * `shared`).
  */
 
 /** One page, its header included. */
@@ -30,7 +31,9 @@ export const ModePageCode = {
   ALL: 0x3f,
 } as const;
 
-/** A page of `length` parameter bytes; `values` and `changeable` are [byte of the page, bits] pairs. */
+/**
+ * A page of `length` parameter bytes; `values` and `changeable` are [byte of the page, bits] pairs.
+ */
 function page(
   code: number,
   subpage: number,
@@ -54,7 +57,7 @@ export class ModePages {
   readonly #control: ModePage;
 
   constructor(facts: ModePageFacts) {
-    // SBC-4 6.5.5: WCE is bit 2 of byte 2.
+    // SBC-4, Caching mode page: WCE is bit 2 of byte 2.
     const wce = [[2, 0x04]] as const;
     this.#caching = page(
       ModePageCode.CACHING,
@@ -110,7 +113,7 @@ export class ModePages {
     return this.pages.filter(
       (entry) =>
         (code === ModePageCode.ALL || entry.code === code) &&
-        // Page 3Fh subpage 00h: all pages, but only their page_0 form (SPC-5 table 173).
+        // Page 3Fh subpage 00h: all pages, but only their page_0 form (SPC-5, MODE SENSE (6)).
         (subpage === 0xff || entry.subpage === subpage),
     );
   }

@@ -19,7 +19,10 @@ export class RangeLock {
   readonly #ranges: HeldRange[] = [];
   #exclusive = 0;
 
-  /** Whether an exclusive range is held or awaited. While not, a write may go ahead and `note` itself. */
+  /**
+   * Whether an exclusive range is held or awaited. While not, a write may go ahead and `note`
+   * itself.
+   */
   get contended(): boolean {
     return this.#exclusive > 0;
   }

@@ -1,13 +1,14 @@
 /**
- * What an initiator sees when a command fails. A `SenseError` is thrown by command code and by stores
- * and travels to the initiator as status and sense data; every other error is translated by `toSense`.
- * Encoding and decoding follow SPC-5 4.4 (fixed and descriptor format); nothing here keeps state.
+ * What an initiator sees when a command fails. A `SenseError` is thrown by command code and by
+ * stores and travels to the initiator as status and sense data; every other error is translated by
+ * `toSense`. Encoding and decoding follow SPC-5 4.4 (fixed and descriptor format); nothing here
+ * keeps state.
  */
 import { Status } from '../device/handler.js';
 import { errnoOf, TcmuError } from '../errors.js';
 import { readU16, readU32, readU64, writeU16, writeU32, writeU64 } from './bytes.js';
 
-/** SPC-5 4.4.8 sense keys. */
+/** Sense keys (SPC-5 4.4). */
 export const SenseKey = {
   NO_SENSE: 0x0,
   RECOVERED_ERROR: 0x1,
@@ -30,7 +31,10 @@ const KEY_NAMES = new Map<number, string>(
   Object.entries(SenseKey).map(([name, key]) => [key, name.replaceAll('_', ' ')]),
 );
 
-/** Which byte, and where known which bit, of the CDB or parameter list is wrong (SPC-5 4.4.2.4.2). */
+/**
+ * Which byte, and where known which bit, of the CDB or parameter list is wrong (SPC-5, field
+ * pointer sense key specific data).
+ */
 export interface FieldPointer {
   /** Byte of the CDB or parameter list, from 0. */
   readonly byte: number;
@@ -48,7 +52,7 @@ export interface SenseDetails {
   readonly field?: (FieldPointer & { readonly in: 'cdb' | 'parameters' }) | undefined;
   /** PROGRESS INDICATION of a NOT READY or NO SENSE, 0 to 65535 of 65536. */
   readonly progress?: number | undefined;
-  /** About an earlier command that was answered GOOD already (SPC-5 4.4.7). */
+  /** About an earlier command that was answered GOOD already (SPC-5, deferred errors). */
   readonly deferred?: boolean | undefined;
 }
 
@@ -69,7 +73,10 @@ export interface SenseErrorOptions extends SenseDetails {
   readonly cause?: unknown;
 }
 
-/** A failure as the initiator sees it. Code: `ERR_TCMU_SENSE`. Make one with the factories in `sense`. */
+/**
+ * A failure as the initiator sees it. Code: `ERR_TCMU_SENSE`. Make one with the factories in
+ * `sense`.
+ */
 export class SenseError extends TcmuError implements Sense {
   readonly status: number;
   readonly key: number;
@@ -82,8 +89,8 @@ export class SenseError extends TcmuError implements Sense {
   readonly deferred: boolean | undefined;
 
   /**
-   * @param key SPC-5 4.4.8 sense key, see `SenseKey`.
-   * @param asc ADDITIONAL SENSE CODE, `ascq` its qualifier (SPC-5 annex E).
+   * @param key sense key, see `SenseKey`.
+   * @param asc ADDITIONAL SENSE CODE, `ascq` its qualifier (SPC-5, ASC and ASCQ assignments).
    * @param text the code's name in the standard.
    */
   constructor(
@@ -125,7 +132,7 @@ function hex(value: number, digits: number): string {
   return value.toString(16).padStart(digits, '0');
 }
 
-/** SENSE KEY SPECIFIC, 3 bytes at `at` (SPC-5 4.4.2.4); false when there is nothing to say. */
+/** SENSE KEY SPECIFIC, 3 bytes at `at`; false when there is nothing to say. */
 function putKeySpecific(bytes: Uint8Array, at: number, sense: Sense): boolean {
   if (sense.field !== undefined) {
     const { byte, bit } = sense.field;
@@ -142,7 +149,7 @@ function putKeySpecific(bytes: Uint8Array, at: number, sense: Sense): boolean {
   return false;
 }
 
-/** Sense data for the initiator (SPC-5 4.4.2 descriptor format, 4.4.3 fixed format). */
+/** Sense data for the initiator (SPC-5 4.4, descriptor and fixed format). */
 export function encodeSense(sense: Sense, format: SenseFormat = 'fixed'): Uint8Array {
   return format === 'fixed' ? encodeFixed(sense) : encodeDescriptors(sense);
 }
@@ -156,7 +163,7 @@ function encodeFixed(sense: Sense): Uint8Array {
     writeU32(bytes, 3, sense.information);
   }
   bytes[7] = bytes.length - 8;
-  // SPC-5 4.4.3: a value that takes more than four bytes is not reported in this format.
+  // SPC-5, fixed format: a value that takes more than four bytes is not reported in this format.
   if (sense.commandSpecific !== undefined && sense.commandSpecific <= 0xffff_ffff) {
     writeU32(bytes, 8, sense.commandSpecific);
   }
@@ -191,7 +198,7 @@ function encodeDescriptors(sense: Sense): Uint8Array {
   return bytes.subarray(0, at);
 }
 
-/** Takes sense data apart; undefined when it is too short or of no known format (SPC-5 4.4.1). */
+/** Takes sense data apart; undefined when it is too short or of no known format. */
 export function decodeSense(bytes: Uint8Array): Sense | undefined {
   const code = (bytes[0] ?? 0) & 0x7f;
   const deferred = code === 0x71 || code === 0x73 ? true : undefined;
@@ -256,8 +263,8 @@ function code(key: number, asc: number, ascq: number, text: string) {
 }
 
 /**
- * The failures of a block device by the standard's names (SPC-5 annex E). Each call makes a
- * `SenseError`; the argument, where there is one, adds details or the `cause`.
+ * The failures of a block device by the standard's names (SPC-5, ASC and ASCQ assignments). Each
+ * call makes a `SenseError`; the argument, where there is one, adds details or the `cause`.
  */
 export const sense = {
   invalidOperationCode: () =>
@@ -273,7 +280,10 @@ export const sense = {
       field: pointer && { in: 'parameters', ...pointer },
     }),
   parameterListLengthError: code(K.ILLEGAL_REQUEST, 0x1a, 0x00, 'PARAMETER LIST LENGTH ERROR'),
-  /** The Data-Out Buffer is not as long as the CDB needs it (SPC-5 annex E, 0Eh/03h). */
+  /**
+   * The Data-Out Buffer is not as long as the CDB needs it (0Eh/03h; FCP-4 and libiscsi's suite use
+   * it so).
+   */
   invalidFieldInInformationUnit: code(
     K.ILLEGAL_REQUEST,
     0x0e,
@@ -290,7 +300,7 @@ export const sense = {
   mediumRemovalPrevented: code(K.ILLEGAL_REQUEST, 0x53, 0x02, 'MEDIUM REMOVAL PREVENTED'),
   writeProtected: code(K.DATA_PROTECT, 0x27, 0x00, 'WRITE PROTECTED'),
   softwareWriteProtected: code(K.DATA_PROTECT, 0x27, 0x02, 'LOGICAL UNIT SOFTWARE WRITE PROTECTED'),
-  /** Thin provisioning ran out of space (SBC-4 4.7.3.6). */
+  /** Thin provisioning ran out of space (SBC-4, resource exhaustion). */
   spaceAllocationFailedWriteProtect: code(
     K.DATA_PROTECT,
     0x27,
@@ -303,7 +313,10 @@ export const sense = {
   mediumError: (operation: 'read' | 'write', options?: SenseErrorOptions) =>
     operation === 'read' ? sense.unrecoveredReadError(options) : sense.writeError(options),
   hardwareError: code(K.HARDWARE_ERROR, 0x44, 0x00, 'INTERNAL TARGET FAILURE'),
-  /** @param offset bytes from the start of the Data-Out Buffer to the first that differs (SBC-4 5.3). */
+  /**
+   * @param offset bytes from the start of the Data-Out Buffer to the first that differs (SBC-4,
+   *   COMPARE AND WRITE).
+   */
   miscompare: (offset: number) =>
     new SenseError(K.MISCOMPARE, 0x1d, 0x00, 'MISCOMPARE DURING VERIFY OPERATION', {
       information: offset,
@@ -359,8 +372,8 @@ const UNREACHABLE = new Set([
 
 /**
  * What the initiator is told about an error that a store or handler threw. A `SenseError` is passed
- * on; an errno is translated; anything else is HARDWARE ERROR / INTERNAL TARGET FAILURE. The original
- * stays as `cause`.
+ * on; an errno is translated; anything else is HARDWARE ERROR / INTERNAL TARGET FAILURE. The
+ * original stays as `cause`.
  * @param operation what the command was doing to the medium: chooses between the MEDIUM ERRORs, and
  *   only a write can be refused as WRITE PROTECTED or for want of space.
  */

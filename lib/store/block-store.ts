@@ -5,9 +5,10 @@
  *
  * The caller guarantees: `position` and lengths are multiples of `blockSize`, within `size`, and
  * data buffers are valid until the method has settled. Methods are called concurrently, up to the
- * device's `concurrency`; writes that overlap in time may land in either order (SAM-5 simple tasks).
- * A thrown `SenseError` goes to the initiator as it is; ENOSPC, EROFS and the like are translated
- * (see `tcmu/scsi`); anything else becomes HARDWARE ERROR or MEDIUM ERROR and a diagnostics event.
+ * device's `concurrency`; writes that overlap in time may land in either order (SAM-5 simple
+ * tasks). A thrown `SenseError` goes to the initiator as it is; ENOSPC, EROFS and the like are
+ * translated (see `tcmu/scsi`); anything else becomes HARDWARE ERROR or MEDIUM ERROR and a
+ * diagnostics event.
  */
 import type { DataIn, DataOut, MaybePromise } from '../device/data.js';
 
@@ -27,16 +28,22 @@ export interface UnmapContext extends RequestContext {
   readonly mayUnmap: boolean;
 }
 
-/** A run of blocks with one provisioning status (SBC-4 5.9 GET LBA STATUS). */
+/** A run of blocks with one provisioning status (SBC-4, GET LBA STATUS). */
 export interface BlockExtent {
   /** Bytes, a multiple of the block size. */
   readonly length: number;
-  /** `data`: mapped; `hole`: deallocated, reads as zeros; `zero`: mapped or anchored, reads as zeros. */
+  /**
+   * `data`: mapped; `hole`: deallocated, reads as zeros; `zero`: mapped or anchored, reads as
+   * zeros.
+   */
   readonly status: 'data' | 'hole' | 'zero';
 }
 
 export interface BlockStore {
-  /** Capacity in bytes: a multiple of `blockSize`, above 0, at most 2^53 - 1. Read again after `resize`. */
+  /**
+   * Capacity in bytes: a multiple of `blockSize`, above 0, at most 2^53 - 1. Read again after
+   * `resize`.
+   */
   readonly size: number;
   /** Logical block size in bytes: 512 (default), 1024, 2048 or 4096. */
   readonly blockSize?: number;
@@ -45,18 +52,27 @@ export interface BlockStore {
   /** Reported as WP in the mode parameter header; writes are refused with DATA PROTECT. */
   readonly readOnly?: boolean;
   /**
-   * Whether an acknowledged write may still be volatile (WCE in the caching mode page). Default: true
-   * when there is a `flush`, false otherwise: a store without `flush` promises that a settled write
-   * is durable.
+   * Whether an acknowledged write may still be volatile (WCE in the caching mode page). Default:
+   * true when there is a `flush`, false otherwise: a store without `flush` promises that a settled
+   * write is durable.
    */
   readonly writeCache?: boolean;
   /** `write` honours `context.fua`. Without it a FUA write is a write followed by `flush`. */
   readonly supportsFua?: boolean;
-  /** Largest transfer in bytes that is best for the store (OPTIMAL TRANSFER LENGTH, SBC-4 6.6.4). */
+  /**
+   * Largest transfer in bytes that is best for the store (OPTIMAL TRANSFER LENGTH, SBC-4 Block
+   * Limits VPD page).
+   */
   readonly optimalTransferLength?: number;
-  /** Granularity of unmap in bytes. Default: `blockSize`. */
+  /**
+   * Granularity of unmap in bytes, a multiple of `blockSize` (the default). `unmap` is only called for
+   * whole granules, and to the end of the disk; what an initiator unmaps beside them is zeroed.
+   */
   readonly unmapGranularity?: number;
-  /** No seek costs (medium rotation rate 1, SBC-4 6.6.2). Default true. */
+  /**
+   * No seek costs (MEDIUM ROTATION RATE 1, SBC-4 Block Device Characteristics VPD page). Default
+   * true.
+   */
   readonly nonRotational?: boolean;
 
   /** Fills all of `data` from `position`. */
@@ -65,7 +81,10 @@ export interface BlockStore {
   write(position: number, data: DataOut, context: WriteContext): MaybePromise<unknown>;
   /** Makes every write that settled before this call durable. */
   flush?(context: RequestContext): MaybePromise<unknown>;
-  /** Deallocates; the range must read as zeros afterwards (LBPRZ 001b). */
+  /**
+   * Deallocates whole granules of `unmapGranularity`; the range must read as zeros afterwards (LBPRZ
+   * 001b).
+   */
   unmap?(position: number, length: number, context: RequestContext): MaybePromise<unknown>;
   /** Writes zeros without data. */
   writeZeroes?(position: number, length: number, context: UnmapContext): MaybePromise<unknown>;

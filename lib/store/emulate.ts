@@ -1,6 +1,7 @@
 /**
- * The operations a BlockStore may leave out, made of those it has. Scratch memory is bounded: at most
- * `SCRATCH_BYTES` a call. All work at once with a synchronous store and wait only where it does.
+ * The operations a BlockStore may leave out, made of those it has. Scratch memory is bounded: at
+ * most `SCRATCH_BYTES` a call. All work at once with a synchronous store and wait only where it
+ * does.
  *
  * None of them is atomic against other writes to the same blocks; who needs that holds a lock.
  */
@@ -105,7 +106,7 @@ export function writeSame(
 }
 
 /**
- * Compares the store's bytes from `position` with `expected`.
+ * Compares the store's bytes from `position` with `expected`, which may end inside a block.
  * @returns the offset of the first byte that differs, or -1.
  */
 export function compare(
@@ -114,12 +115,14 @@ export function compare(
   expected: DataOut,
   context: RequestContext,
 ): MaybePromise<number> {
-  const scratch = new MemoryDataIn(new Uint8Array(Math.min(expected.length, SCRATCH_BYTES)));
+  const blockSize = blockSizeOf(store);
+  const wholeBlocks = (length: number) => Math.ceil(length / blockSize) * blockSize;
+  const scratch = new Uint8Array(Math.min(wholeBlocks(expected.length), SCRATCH_BYTES));
   let difference = -1;
   const walk = eachPiece(expected.length, SCRATCH_BYTES, (offset, piece) => {
-    const window = piece === scratch.length ? scratch : scratch.slice(0, piece);
+    const window = new MemoryDataIn(scratch.subarray(0, wholeBlocks(piece)));
     return chain(store.read(position + offset, window, context), () => {
-      const at = expected.slice(offset, offset + piece).mismatch(window.bytes);
+      const at = expected.slice(offset, offset + piece).mismatch(scratch.subarray(0, piece));
       if (at >= 0) difference = offset + at;
       return difference < 0;
     });

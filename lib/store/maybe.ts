@@ -1,6 +1,6 @@
 /**
- * Plumbing for methods that may answer at once or by a promise: what can go on at once does, without a
- * microtask, and only a real promise makes the caller wait.
+ * Plumbing for methods that may answer at once or by a promise: what can go on at once does,
+ * without a microtask, and only a real promise makes the caller wait.
  */
 import type { MaybePromise } from '../device/data.js';
 

@@ -1,6 +1,7 @@
 /**
- * Data-In and Data-Out buffers over ordinary memory: scratch memory of emulated operations, parameter
- * data, tests. The memory belongs to whoever made the buffer and is never revoked; slices share it.
+ * Data-In and Data-Out buffers over ordinary memory: scratch memory of emulated operations,
+ * parameter data, tests. The memory belongs to whoever made the buffer and is never revoked; slices
+ * share it.
  */
 import type { DataIn, DataOut, MaybePromise } from '../device/data.js';
 import { BufferError } from '../errors.js';

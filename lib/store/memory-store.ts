@@ -1,7 +1,7 @@
 /**
- * A RAM disk: pages of memory made when first written, given back when unmapped. The contents live as
- * long as the object; `close` keeps them, so the same store can be served again. Every method answers
- * at once. Writes are as durable as the process: there is no flush, hence no write cache.
+ * A RAM disk: pages of memory made when first written, given back when unmapped. The contents live
+ * as long as the object; `close` keeps them, so the same store can be served again. Every method
+ * answers at once. Writes are as durable as the process: there is no flush, hence no write cache.
  */
 import type { DataIn, DataOut } from '../device/data.js';
 import { ArgumentError } from '../errors.js';
@@ -14,7 +14,10 @@ export interface MemoryStoreOptions {
   size: number;
   /** Logical block size in bytes. Default 512. */
   blockSize?: number;
-  /** Bytes per page, the unit of allocation: a power of two, at least the block size. Default 64 KiB. */
+  /**
+   * Bytes per page, the unit of allocation: a power of two, at least the block size. Default 64
+   * KiB.
+   */
   pageSize?: number;
 }
 

@@ -7,7 +7,7 @@ import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
 import { sense } from '../sense.js';
 import { respond } from './respond.js';
 
-/** PROVISIONING STATUS (SBC-4 5.9.2.4). */
+/** PROVISIONING STATUS (SBC-4, GET LBA STATUS). */
 const PROVISIONING = { data: 0, zero: 0, hole: 1 } as const;
 
 /** Descriptors one GET LBA STATUS answers at most, however long its buffer. */
@@ -49,13 +49,13 @@ function statusDescriptors(
 export const capacityCommands: readonly CommandSpec[] = [
   {
     name: 'READ CAPACITY (10)',
-    reference: 'SBC-4 5.20',
+    standard: 'SBC-4',
     opcode: 0x25,
     length: 10,
     fields: [bytes('LOGICAL BLOCK ADDRESS', 2, 4), refused('PMI', 8, 0)],
     medium: 'read',
     run(unit, command) {
-      // SBC-2 5.10: without PMI the address must be zero.
+      // SBC-2: without PMI the address must be zero.
       if (readU32(command.cdb, 2) !== 0) throw sense.invalidFieldInCdb({ byte: 2 });
       const data = new Uint8Array(8);
       writeU32(data, 0, Math.min(unit.blocks - 1, 0xffff_ffff));
@@ -65,7 +65,7 @@ export const capacityCommands: readonly CommandSpec[] = [
   },
   {
     name: 'READ CAPACITY (16)',
-    reference: 'SBC-4 5.21',
+    standard: 'SBC-4',
     opcode: 0x9e,
     serviceAction: 0x10,
     length: 16,
@@ -83,7 +83,7 @@ export const capacityCommands: readonly CommandSpec[] = [
   },
   {
     name: 'GET LBA STATUS (16)',
-    reference: 'SBC-4 5.9',
+    standard: 'SBC-4',
     opcode: 0x9e,
     serviceAction: 0x12,
     length: 16,

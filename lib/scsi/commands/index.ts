@@ -1,9 +1,11 @@
 /** All commands of a block device, one file a family. A new family is one more line here. */
 import type { CommandSpec } from '../command-spec.js';
 import { capacityCommands } from './capacity.js';
+import { compareCommands } from './compare.js';
 import { inquiryCommands } from './inquiry.js';
 import { maintenanceCommands } from './maintenance.js';
 import { modeCommands } from './mode.js';
+import { provisioningCommands } from './provisioning.js';
 import { readCommands } from './read.js';
 import { synchronizeCommands } from './synchronize.js';
 import { unitCommands } from './unit.js';
@@ -16,6 +18,8 @@ export const blockCommands: readonly CommandSpec[] = [
   ...capacityCommands,
   ...readCommands,
   ...writeCommands,
+  ...compareCommands,
+  ...provisioningCommands,
   ...synchronizeCommands,
   ...maintenanceCommands,
 ];

@@ -1,11 +1,11 @@
-/** INQUIRY and the vital product data pages (SPC-5 6.6, 7.7; SBC-4 6.6). */
+/** INQUIRY and the vital product data pages (SPC-5, SBC-4). */
 import { readU16, writeAscii, writeU16, writeU32, writeU64 } from '../bytes.js';
 import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
 import type { LogicalUnit } from '../logical-unit.js';
 import { sense } from '../sense.js';
 import { respond } from './respond.js';
 
-/** SAM-5, SPC-4 and SBC-3, no version claimed (SPC-5 table 139). */
+/** SAM-5, SPC-4 and SBC-3, no version claimed (SPC-5, VERSION DESCRIPTOR values). */
 const VERSION_DESCRIPTORS = [0x00a0, 0x0460, 0x04c0];
 
 function standardInquiry(unit: LogicalUnit): Uint8Array {
@@ -25,14 +25,18 @@ function standardInquiry(unit: LogicalUnit): Uint8Array {
 /** A page's contents behind the four header bytes. */
 type VpdPage = (unit: LogicalUnit) => Uint8Array;
 
-/** SPC-5 7.7.6: designators by which the disk is recognised on every path. */
+/**
+ * Device Identification VPD page (SPC-5): designators by which the disk is recognised on every
+ * path.
+ */
 function deviceIdentification(unit: LogicalUnit): Uint8Array {
   const { vendor, product, serial, naa } = unit.identity;
   const t10 = new Uint8Array(24 + serial.length);
   writeAscii(t10, 0, 8, vendor);
   writeAscii(t10, 8, 16, product);
   writeAscii(t10, 24, serial.length, serial);
-  // SCSI name strings end in at least one NUL and are a multiple of four long (SPC-5 7.7.6.10).
+  // SCSI name strings end in at least one NUL and are a multiple of four long (SPC-5, SCSI name
+  // string).
   const name = new Uint8Array(40);
   writeAscii(name, 0, 36, `naa.${naa.toUpperCase()}`);
   return concat([
@@ -42,12 +46,14 @@ function deviceIdentification(unit: LogicalUnit): Uint8Array {
   ]);
 }
 
-/** SPC-5 7.7.6.1; all belong to the logical unit (ASSOCIATION 00b). */
+/** One designation descriptor (SPC-5); all belong to the logical unit (ASSOCIATION 00b). */
 function designator(codeSet: number, type: number, value: Uint8Array): Uint8Array {
   return concat([Uint8Array.of(codeSet, type, 0, value.length), value]);
 }
 
-/** SPC-5 7.7.7. */
+/**
+ * Extended INQUIRY Data VPD page (SPC-5). Offsets here and below are four less than the standard's.
+ */
 function extendedInquiry(unit: LogicalUnit): Uint8Array {
   const page = new Uint8Array(0x3c);
   page[1] = 0x01; // SIMPSUP
@@ -55,12 +61,12 @@ function extendedInquiry(unit: LogicalUnit): Uint8Array {
   return page;
 }
 
-/** SPC-5 7.7.10: every page is shared by all I_T nexuses. */
+/** Mode Page Policy VPD page (SPC-5): every page is shared by all I_T nexuses. */
 function modePagePolicy(): Uint8Array {
   return Uint8Array.of(0x3f, 0xff, 0x00, 0x00);
 }
 
-/** SBC-4 6.6.4. Offsets here are four less than in the standard's table. */
+/** Block Limits VPD page (SBC-4). */
 function blockLimits(unit: LogicalUnit): Uint8Array {
   const page = new Uint8Array(0x3c);
   const { limits, blockSize, store } = unit;
@@ -80,7 +86,7 @@ function blockLimits(unit: LogicalUnit): Uint8Array {
   return page;
 }
 
-/** SBC-4 6.6.2. */
+/** Block Device Characteristics VPD page (SBC-4). */
 function blockDeviceCharacteristics(unit: LogicalUnit): Uint8Array {
   const page = new Uint8Array(0x3c);
   // MEDIUM ROTATION RATE: 1 non-rotating, 0 not reported.
@@ -88,7 +94,7 @@ function blockDeviceCharacteristics(unit: LogicalUnit): Uint8Array {
   return page;
 }
 
-/** SBC-4 6.6.6. */
+/** Logical Block Provisioning VPD page (SBC-4). */
 function logicalBlockProvisioning(): Uint8Array {
   // LBPU, LBPWS, LBPWS10, LBPRZ 001b; PROVISIONING TYPE 2: thin.
   return Uint8Array.of(0x00, 0x80 | 0x40 | 0x20 | 0x04, 0x02, 0x00);
@@ -131,7 +137,7 @@ function concat(parts: readonly Uint8Array[]): Uint8Array {
 export const inquiryCommands: readonly CommandSpec[] = [
   {
     name: 'INQUIRY',
-    reference: 'SPC-5 6.6',
+    standard: 'SPC-5',
     opcode: 0x12,
     length: 6,
     fields: [
@@ -146,7 +152,7 @@ export const inquiryCommands: readonly CommandSpec[] = [
       const { cdb } = command;
       const evpd = ((cdb[1] as number) & 0x01) !== 0;
       const code = cdb[2] as number;
-      // SPC-5 6.6.1: a page code without EVPD is refused.
+      // SPC-5, INQUIRY: a page code without EVPD is refused.
       if (!evpd && code !== 0) throw sense.invalidFieldInCdb({ byte: 2 });
       respond(command, evpd ? vpdPage(unit, code) : standardInquiry(unit), readU16(cdb, 3));
     },

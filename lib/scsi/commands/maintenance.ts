@@ -1,4 +1,4 @@
-/** MAINTENANCE IN: what this device can do, told from the command table itself (SPC-5 6.34, 6.35). */
+/** MAINTENANCE IN: what this device can do, told from the command table itself (SPC-5). */
 import { readU16, readU32, writeU16, writeU32 } from '../bytes.js';
 import { bits, bytes, CommandEntry, type CommandSpec } from '../command-spec.js';
 import type { LogicalUnit } from '../logical-unit.js';
@@ -7,7 +7,7 @@ import { respond } from './respond.js';
 
 const TIMEOUTS_LENGTH = 12;
 
-/** COMMAND TIMEOUTS descriptor (SPC-5 6.34.4); zero: no value given. */
+/** Command timeouts descriptor (SPC-5); zero: no value given. */
 function writeTimeouts(data: Uint8Array, at: number, entry: CommandEntry): void {
   writeU16(data, at, TIMEOUTS_LENGTH - 2);
   writeU32(data, at + 8, entry.spec.timeout ?? 0);
@@ -43,7 +43,7 @@ function oneCommand(entry: CommandEntry | undefined, timeouts: boolean): Uint8Ar
   return data;
 }
 
-/** The command meant by REPORTING OPTIONS 001b to 011b (SPC-5 table 214). */
+/** The command meant by REPORTING OPTIONS 001b to 011b (SPC-5). */
 function requested(
   unit: LogicalUnit,
   option: number,
@@ -64,7 +64,7 @@ function requested(
 export const maintenanceCommands: readonly CommandSpec[] = [
   {
     name: 'REPORT SUPPORTED OPERATION CODES',
-    reference: 'SPC-5 6.34',
+    standard: 'SPC-5',
     opcode: 0xa3,
     serviceAction: 0x0c,
     length: 12,

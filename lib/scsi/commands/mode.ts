@@ -1,4 +1,4 @@
-/** MODE SENSE and MODE SELECT, (6) and (10) (SPC-5 6.14 to 6.17, 7.5). */
+/** MODE SENSE and MODE SELECT, (6) and (10) (SPC-5; SBC-4, mode parameters). */
 import type { MaybePromise } from '../../device/data.js';
 import type { ScsiCommand } from '../../device/handler.js';
 import {
@@ -17,12 +17,12 @@ import { type ModePage, ModePageCode } from '../mode-pages.js';
 import { sense } from '../sense.js';
 import { parameterList, respond } from './respond.js';
 
-/** DEVICE-SPECIFIC PARAMETER (SBC-4 6.5.1): WP, and DPOFUA since both bits are always honoured. */
+/** DEVICE-SPECIFIC PARAMETER (SBC-4): WP, and DPOFUA since both bits are always honoured. */
 function deviceSpecific(unit: LogicalUnit): number {
   return 0x10 | (unit.writeProtected ? 0x80 : 0);
 }
 
-/** The one block descriptor, short or long form (SBC-4 6.5.2). */
+/** The one block descriptor, short or long form (SBC-4, mode parameter block descriptors). */
 function blockDescriptor(unit: LogicalUnit, long: boolean): Uint8Array {
   const descriptor = new Uint8Array(long ? 16 : 8);
   if (long) {
@@ -118,7 +118,7 @@ function checkDescriptor(
   if (at + length > list.length) throw sense.parameterListLengthError();
   const blocks = long ? readU64(list, at) : readU32(list, at);
   const blockSize = long ? readU32(list, at + 12) : readU24(list, at + 5);
-  // SBC-4 6.5.2: 0 keeps the number of blocks, all ones asks for the largest one: neither is a change.
+  // 0 keeps the number of blocks, all ones asks for the largest one: neither is a change.
   const most = long ? 2 ** 64 : 0xffff_ffff;
   if (blocks !== 0 && blocks !== unit.blocks && blocks !== most) {
     throw sense.invalidFieldInParameterList({ byte: at });
@@ -158,7 +158,7 @@ const PAGE_FIELDS = [
 export const modeCommands: readonly CommandSpec[] = [
   {
     name: 'MODE SELECT (6)',
-    reference: 'SPC-5 6.14',
+    standard: 'SPC-5',
     opcode: 0x15,
     length: 6,
     fields: [...SELECT_FIELDS, bytes('PARAMETER LIST LENGTH', 4, 1)],
@@ -167,7 +167,7 @@ export const modeCommands: readonly CommandSpec[] = [
   },
   {
     name: 'MODE SENSE (6)',
-    reference: 'SPC-5 6.16',
+    standard: 'SPC-5',
     opcode: 0x1a,
     length: 6,
     fields: [bits('DBD', 1, 3), ...PAGE_FIELDS, bytes('ALLOCATION LENGTH', 4, 1)],
@@ -176,7 +176,7 @@ export const modeCommands: readonly CommandSpec[] = [
   },
   {
     name: 'MODE SELECT (10)',
-    reference: 'SPC-5 6.15',
+    standard: 'SPC-5',
     opcode: 0x55,
     length: 10,
     fields: [...SELECT_FIELDS, bytes('PARAMETER LIST LENGTH', 7, 2)],
@@ -185,7 +185,7 @@ export const modeCommands: readonly CommandSpec[] = [
   },
   {
     name: 'MODE SENSE (10)',
-    reference: 'SPC-5 6.17',
+    standard: 'SPC-5',
     opcode: 0x5a,
     length: 10,
     fields: [

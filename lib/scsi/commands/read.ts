@@ -1,6 +1,6 @@
 /**
- * READ (6), (10), (12), (16) and PRE-FETCH (SBC-4 5.14 to 5.19). The read path runs for most commands
- * of a busy disk: with a synchronous store it makes one small object and takes no microtask.
+ * READ (6), (10), (12), (16) and PRE-FETCH (SBC-4). The read path runs for most commands of a busy
+ * disk: with a synchronous store it makes one small object and takes no microtask.
  */
 import type { MaybePromise } from '../../device/data.js';
 import type { ScsiCommand } from '../../device/handler.js';
@@ -23,13 +23,11 @@ function read(
 ): MaybePromise<unknown> {
   if (lba + blocks > unit.blocks) throw sense.lbaOutOfRange();
   const length = blocks * unit.blockSize;
-  if (unit.limits.transfer !== 0 && length > unit.limits.transfer) {
-    throw sense.invalidFieldInCdb();
-  }
+  unit.checkTransfer(length);
   if (length === 0) return;
   const request = new StoreRequest(command);
   if ((options & FUA) !== 0 && unit.volatile) {
-    // SBC-4 4.15: data newer than the medium's must be on the medium before it is read.
+    // SBC-4, caches: data newer than the medium's must be on the medium before it is read.
     return chain(unit.flush(request), () => transfer(unit, command, lba, length, request));
   }
   return transfer(unit, command, lba, length, request);
@@ -49,7 +47,7 @@ function transfer(
   return unit.store.read(position, data.length === length ? data : data.slice(0, length), request);
 }
 
-/** The initiator's buffer is shorter than the CDB says: it gets as much as fits (SAM-5 5.4.3.2). */
+/** The initiator's buffer is shorter than the CDB says: it gets as much as fits. */
 function readPart(
   unit: LogicalUnit,
   command: ScsiCommand,
@@ -75,7 +73,7 @@ const READ_FIELDS = [refused('RDPROTECT', 1, 7, 5), bits('DPO', 1, 4), bits('FUA
 export const readCommands: readonly CommandSpec[] = [
   {
     name: 'READ (6)',
-    reference: 'SBC-3 5.14',
+    standard: 'SBC-2',
     opcode: 0x08,
     length: 6,
     fields: [
@@ -91,7 +89,7 @@ export const readCommands: readonly CommandSpec[] = [
   },
   {
     name: 'READ (10)',
-    reference: 'SBC-4 5.16',
+    standard: 'SBC-4',
     opcode: 0x28,
     length: 10,
     fields: [
@@ -108,7 +106,7 @@ export const readCommands: readonly CommandSpec[] = [
   },
   {
     name: 'READ (12)',
-    reference: 'SBC-4 5.17',
+    standard: 'SBC-4',
     opcode: 0xa8,
     length: 12,
     fields: [
@@ -125,7 +123,7 @@ export const readCommands: readonly CommandSpec[] = [
   },
   {
     name: 'READ (16)',
-    reference: 'SBC-4 5.18',
+    standard: 'SBC-4',
     opcode: 0x88,
     length: 16,
     fields: [
@@ -140,10 +138,10 @@ export const readCommands: readonly CommandSpec[] = [
       return read(unit, command, readU64(cdb, 2), readU32(cdb, 10), cdb[1] as number);
     },
   },
-  // SBC-4 5.12: prefetching is the store's affair; GOOD says that not all blocks may be cached.
+  // Prefetching is the store's affair; GOOD says that not all blocks may be cached.
   {
     name: 'PRE-FETCH (10)',
-    reference: 'SBC-4 5.12',
+    standard: 'SBC-4',
     opcode: 0x34,
     length: 10,
     fields: [
@@ -159,7 +157,7 @@ export const readCommands: readonly CommandSpec[] = [
   },
   {
     name: 'PRE-FETCH (16)',
-    reference: 'SBC-4 5.13',
+    standard: 'SBC-4',
     opcode: 0x90,
     length: 16,
     fields: [

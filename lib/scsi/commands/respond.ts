@@ -1,9 +1,12 @@
-/** Parameter data to the initiator, and parameter lists from it, cut to the lengths that both sides allow. */
+/**
+ * Parameter data to the initiator, and parameter lists from it, cut to the lengths that both sides
+ * allow.
+ */
 import type { ScsiCommand } from '../../device/handler.js';
 
 /**
- * Delivers `data`, cut at the ALLOCATION LENGTH (SPC-5 4.2.5.6: truncation is no error) and at the
- * buffer. Nothing behind it is written.
+ * Delivers `data`, cut at the ALLOCATION LENGTH (SPC-5: truncation is no error) and at the buffer.
+ * Nothing behind it is written.
  */
 export function respond(command: ScsiCommand, data: Uint8Array, allocationLength: number): void {
   const length = Math.min(data.length, allocationLength, command.dataLength);

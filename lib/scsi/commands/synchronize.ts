@@ -1,4 +1,4 @@
-/** SYNCHRONIZE CACHE (10) and (16) (SBC-4 5.34, 5.35). */
+/** SYNCHRONIZE CACHE (10) and (16) (SBC-4). */
 import type { MaybePromise } from '../../device/data.js';
 import type { ScsiCommand } from '../../device/handler.js';
 import { readU16, readU32, readU64 } from '../bytes.js';
@@ -23,7 +23,7 @@ function synchronize(
 export const synchronizeCommands: readonly CommandSpec[] = [
   {
     name: 'SYNCHRONIZE CACHE (10)',
-    reference: 'SBC-4 5.34',
+    standard: 'SBC-4',
     opcode: 0x35,
     length: 10,
     fields: [
@@ -40,7 +40,7 @@ export const synchronizeCommands: readonly CommandSpec[] = [
   },
   {
     name: 'SYNCHRONIZE CACHE (16)',
-    reference: 'SBC-4 5.35',
+    standard: 'SBC-4',
     opcode: 0x91,
     length: 16,
     fields: [

@@ -9,7 +9,7 @@ import { respond } from './respond.js';
 export const unitCommands: readonly CommandSpec[] = [
   {
     name: 'TEST UNIT READY',
-    reference: 'SPC-5 6.47',
+    standard: 'SPC-5',
     opcode: 0x00,
     length: 6,
     fields: [],
@@ -18,7 +18,7 @@ export const unitCommands: readonly CommandSpec[] = [
   },
   {
     name: 'REQUEST SENSE',
-    reference: 'SPC-5 6.39',
+    standard: 'SPC-5',
     opcode: 0x03,
     length: 6,
     fields: [bits('DESC', 1, 0), bytes('ALLOCATION LENGTH', 4, 1)],
@@ -26,7 +26,8 @@ export const unitCommands: readonly CommandSpec[] = [
     ignoresAttention: true,
     run(unit, command) {
       const { cdb } = command;
-      // SPC-5 6.39: a pending unit attention is reported here, as parameter data with GOOD status.
+      // SPC-5, REQUEST SENSE: a pending unit attention is reported here, as parameter data with
+      // GOOD status.
       const pending = unit.attentions.shift() ?? { key: SenseKey.NO_SENSE, asc: 0, ascq: 0 };
       const format = (cdb[1] as number) & 0x01 ? 'descriptor' : 'fixed';
       respond(command, encodeSense(pending, format), cdb[4] as number);
@@ -34,7 +35,7 @@ export const unitCommands: readonly CommandSpec[] = [
   },
   {
     name: 'START STOP UNIT',
-    reference: 'SBC-4 5.31',
+    standard: 'SBC-4',
     opcode: 0x1b,
     length: 6,
     fields: [
@@ -71,7 +72,7 @@ export const unitCommands: readonly CommandSpec[] = [
   },
   {
     name: 'PREVENT ALLOW MEDIUM REMOVAL',
-    reference: 'SBC-4 5.15',
+    standard: 'SBC-4',
     opcode: 0x1e,
     length: 6,
     fields: [bits('PREVENT', 4, 1, 0)],
@@ -83,7 +84,7 @@ export const unitCommands: readonly CommandSpec[] = [
   },
   {
     name: 'REPORT LUNS',
-    reference: 'SPC-5 6.33',
+    standard: 'SPC-5',
     opcode: 0xa0,
     length: 12,
     fields: [bytes('SELECT REPORT', 2, 1), bytes('ALLOCATION LENGTH', 6, 4)],

@@ -1,6 +1,6 @@
 /**
- * WRITE (6), (10), (12), (16) (SBC-4 5.40 to 5.43). As lean as reading: with a synchronous store one
- * small object and no microtask. Every write stays apart from atomic operations on the same blocks.
+ * WRITE (6), (10), (12), (16) (SBC-4). As lean as reading: with a synchronous store one small
+ * object and no microtask. Every write stays apart from atomic operations on the same blocks.
  */
 import type { DataOut, MaybePromise } from '../../device/data.js';
 import type { ScsiCommand } from '../../device/handler.js';
@@ -26,9 +26,7 @@ export function write(
 ): MaybePromise<unknown> {
   if (lba + blocks > unit.blocks) throw sense.lbaOutOfRange();
   const length = blocks * unit.blockSize;
-  if (unit.limits.transfer !== 0 && length > unit.limits.transfer) {
-    throw sense.invalidFieldInCdb();
-  }
+  unit.checkTransfer(length);
   if (length === 0) return;
   const durable = unit.volatile && ((options & FUA) !== 0 || unit.writeThrough);
   const position = lba * unit.blockSize;
@@ -72,7 +70,7 @@ function writeData(
   return durable && !fua ? chain(done, () => unit.flush(request)) : done;
 }
 
-/** The initiator sent less than the CDB says: what came is written (SAM-5 5.4.3.2), the rest stays. */
+/** The initiator sent less than the CDB says: what came is written, the rest stays. */
 function writePart(
   unit: LogicalUnit,
   command: ScsiCommand,
@@ -87,20 +85,16 @@ function writePart(
       ? undefined
       : writeData(unit, command, position, command.dataOut.slice(0, whole), durable);
   if (tail === 0) return done;
+  const request = new StoreRequest(command);
+  const at = position + whole;
+  const block = new MemoryDataIn(new Uint8Array(unit.blockSize));
+  const mixed = () =>
+    chain(unit.store.read(at, block, request), () => {
+      command.dataOut.slice(whole, length).copyTo(block.bytes);
+      return unit.store.write(at, new MemoryDataOut(block.bytes), request);
+    });
   return chain(done, () =>
-    unit.modify(
-      position + whole,
-      unit.blockSize,
-      command,
-      (request) => {
-        const block = new MemoryDataIn(new Uint8Array(unit.blockSize));
-        return chain(unit.store.read(position + whole, block, request), () => {
-          command.dataOut.slice(whole, length).copyTo(block.bytes);
-          return unit.store.write(position + whole, new MemoryDataOut(block.bytes), request);
-        });
-      },
-      { exclusive: true, fua: durable },
-    ),
+    chain(unit.apart(at, unit.blockSize, true, mixed), () => unit.makeDurable(request, durable)),
   );
 }
 
@@ -109,7 +103,7 @@ const WRITE_FIELDS = [refused('WRPROTECT', 1, 7, 5), bits('DPO', 1, 4), bits('FU
 export const writeCommands: readonly CommandSpec[] = [
   {
     name: 'WRITE (6)',
-    reference: 'SBC-3 5.38',
+    standard: 'SBC-2',
     opcode: 0x0a,
     length: 6,
     fields: [
@@ -125,7 +119,7 @@ export const writeCommands: readonly CommandSpec[] = [
   },
   {
     name: 'WRITE (10)',
-    reference: 'SBC-4 5.40',
+    standard: 'SBC-4',
     opcode: 0x2a,
     length: 10,
     fields: [
@@ -142,7 +136,7 @@ export const writeCommands: readonly CommandSpec[] = [
   },
   {
     name: 'WRITE (12)',
-    reference: 'SBC-4 5.41',
+    standard: 'SBC-4',
     opcode: 0xaa,
     length: 12,
     fields: [
@@ -159,7 +153,7 @@ export const writeCommands: readonly CommandSpec[] = [
   },
   {
     name: 'WRITE (16)',
-    reference: 'SBC-4 5.42',
+    standard: 'SBC-4',
     opcode: 0x8a,
     length: 16,
     fields: [

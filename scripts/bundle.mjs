@@ -9,7 +9,7 @@ export async function bundleKernelTests() {
   const { build } = await import('esbuild');
   const kernel = join(projectRoot, 'test/kernel');
   const entryPoints = ['harness/host.ts', 'harness/guest.ts'];
-  for (const dir of ['scenarios', 'handlers']) {
+  for (const dir of ['scenarios', 'programs']) {
     for (const file of readdirSync(join(kernel, dir))) {
       if (file.endsWith('.ts')) entryPoints.push(`${dir}/${file}`);
     }

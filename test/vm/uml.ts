@@ -21,8 +21,9 @@ import {
   type VmResult,
 } from './vm.js';
 
-/** How long the guest may take to boot, and to power off after its command. */
-const bootAndPowerOffSeconds = 30;
+/** How long the guest may take to boot, to report a deadline, and to power off after its command. */
+const bootSeconds = 30;
+const powerOffSeconds = 3;
 
 const projectRoot = findRoot();
 
@@ -110,10 +111,11 @@ export async function runUml(options: VmOptions): Promise<VmResult> {
       },
     );
     const kill = ownGroup(child);
-    const limit = setTimeout(
-      kill,
-      ((options.timeoutSeconds ?? 120) + bootAndPowerOffSeconds) * 1000,
-    );
+    const timers: NodeJS.Timeout[] = [];
+    const killIn = (seconds: number): void => {
+      timers.push(setTimeout(kill, seconds * 1000));
+    };
+    killIn((options.timeoutSeconds ?? 120) + bootSeconds);
     let exitCode: number | undefined;
     let output = '';
     let console = '';
@@ -123,7 +125,10 @@ export async function runUml(options: VmOptions): Promise<VmResult> {
     });
     const control = new LineSplitter((line) => {
       const code = /^exit (\d+)$/.exec(line)?.[1];
-      if (code !== undefined) exitCode = Number(code);
+      if (code === undefined) return;
+      exitCode = Number(code);
+      // A power-off waits for disks, and a dead handler's disk never answers.
+      killIn(powerOffSeconds);
     });
     const [, kernel, monitor, job, status] = child.stdio;
     for (const [stream, sink] of [
@@ -141,10 +146,10 @@ export async function runUml(options: VmOptions): Promise<VmResult> {
         child.once('error', failed);
         child.once('close', () => done());
         // A helper process of the machine may hold the pipes open after its leader's end.
-        child.once('exit', () => setTimeout(kill, 500));
+        child.once('exit', () => killIn(0.5));
       });
     } finally {
-      clearTimeout(limit);
+      for (const timer of timers) clearTimeout(timer);
       kill();
     }
     lines.end();

@@ -15,7 +15,7 @@ const scenario = (await loadScenarios(join(here, '../scenarios'))).find(
 );
 if (scenario === undefined) throw new Error(`no scenario ${name}`);
 
-const kit = new Kit(join(here, '../handlers'));
+const kit = new Kit(join(here, '../programs'));
 let failed = false;
 try {
   const limit = scenario.timeoutSeconds ?? 120;

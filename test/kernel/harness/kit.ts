@@ -47,12 +47,12 @@ export class Kit {
   readonly dir = '/mnt/work';
   readonly #started = process.hrtime.bigint();
   readonly #procs: Proc[] = [];
-  readonly #handlerDir: string;
+  readonly #programDir: string;
   #mounts = 0;
 
-  /** @param handlerDir where the bundled handler scripts lie */
-  constructor(handlerDir: string) {
-    this.#handlerDir = handlerDir;
+  /** @param programDir where the bundled programs lie */
+  constructor(programDir: string) {
+    this.#programDir = programDir;
     mkdirSync(this.dir, { recursive: true });
   }
 
@@ -112,13 +112,13 @@ export class Kit {
     return proc;
   }
 
-  /** Starts a script of test/kernel/handlers (without its extension) and waits for its `ready` line. */
-  async handler(
+  /** Starts a program of test/kernel/programs (without its extension) and waits for its `ready` line. */
+  async program(
     script: string,
     args: readonly string[] = [],
     options: { name?: string; readySeconds?: number; env?: Record<string, string> } = {},
   ): Promise<{ proc: Proc; ready: Record<string, string> }> {
-    const file = join(this.#handlerDir, `${script}.js`);
+    const file = join(this.#programDir, `${script}.js`);
     const proc = this.start([process.execPath, file, ...args], {
       name: options.name ?? script,
       ...(options.env === undefined ? {} : { env: options.env }),

@@ -3,7 +3,7 @@
  *
  * Contract: `run` executes inside the guest, as root, and fails by throwing. Scenario files import nothing of
  * the package under test: handlers run in processes of their own (the file example's command line, or a
- * script of `handlers/`), so that they can be killed, and so that a list of scenarios needs no build.
+ * script of `programs/`), so that they can be killed, and so that a list of scenarios needs no build.
  */
 import type { Kit } from './kit.js';
 

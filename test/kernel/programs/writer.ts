@@ -1,0 +1,92 @@
+/**
+ * Writes stamped blocks to a disk and remembers each acknowledged one, across whatever happens to the handler.
+ *
+ *     writer.js <disk> <backing file> [workers]
+ *
+ * Prints `ready`, then `progress acknowledged=N` twice a second. On SIGTERM it lets the writes in flight
+ * finish, then reads every block it wrote from the disk and from the backing file: both must hold exactly
+ * the last acknowledged stamp. Exit code 0 after `checked`; 1 on the first lost, torn or failed write.
+ *
+ * All I/O is direct and every block has one writer at a time, so nothing but the device can make it right.
+ */
+import assert from 'node:assert/strict';
+import { constants, type FileHandle, open } from 'node:fs/promises';
+import process from 'node:process';
+
+const blockBytes = 4096;
+
+const [disk, image, workerCount = '16'] = process.argv.slice(2);
+assert(disk !== undefined && image !== undefined, 'usage: writer <disk> <backing file> [workers]');
+
+/** Node's types leave WebAssembly to the DOM's. */
+const { WebAssembly: wasm } = globalThis as unknown as {
+  WebAssembly: { Memory: new (size: { initial: number }) => { readonly buffer: ArrayBuffer } };
+};
+
+/** Direct I/O wants aligned memory; WebAssembly's is aligned to pages. */
+function alignedBuffer(): Uint32Array {
+  const { buffer } = new wasm.Memory({ initial: 1 });
+  return new Uint32Array(buffer, 0, blockBytes / 4);
+}
+
+/** Every word depends on block, sequence number and place: no mixture of two blocks looks right. */
+function stamp(words: Uint32Array, block: number, sequence: number): void {
+  for (let i = 0; i < words.length; i++) {
+    words[i] = Math.imul(block + 1, 0x9e3779b1) ^ Math.imul(sequence, 0x85ebca6b) ^ (i << 20) ^ i;
+  }
+  words[0] = sequence;
+}
+
+const device = await open(disk, constants.O_RDWR | constants.O_DIRECT);
+const { size } = await (await open(image, 'r')).stat();
+const blocks = Math.floor(size / blockBytes);
+const workers = Number(workerCount);
+const acknowledged = new Uint32Array(blocks);
+let total = 0;
+let stopping = false;
+
+async function work(worker: number): Promise<void> {
+  const words = alignedBuffer();
+  const mine = Math.floor((blocks - worker + workers - 1) / workers);
+  for (let sequence = 1; !stopping; sequence++) {
+    const block = worker + workers * Math.floor(Math.random() * mine);
+    stamp(words, block, sequence);
+    const { bytesWritten } = await device.write(words, 0, blockBytes, block * blockBytes);
+    assert.equal(bytesWritten, blockBytes, `short write of block ${block}`);
+    acknowledged[block] = sequence;
+    total++;
+  }
+}
+
+async function check(path: string, file: FileHandle): Promise<number> {
+  const words = alignedBuffer();
+  const expected = new Uint32Array(words.length);
+  let checked = 0;
+  for (let block = 0; block < blocks; block++) {
+    const sequence = acknowledged[block] as number;
+    if (sequence === 0) continue;
+    await file.read(words, 0, blockBytes, block * blockBytes);
+    stamp(expected, block, sequence);
+    const wrong = words.findIndex((word, i) => word !== expected[i]);
+    assert.equal(
+      wrong,
+      -1,
+      `${path}: block ${block}: write ${sequence} was acknowledged, write ${words[0]} is there, first wrong word ${wrong}`,
+    );
+    checked++;
+  }
+  return checked;
+}
+
+process.once('SIGTERM', () => {
+  stopping = true;
+});
+const progress = setInterval(() => console.log(`progress acknowledged=${total}`), 500);
+console.log('ready');
+await Promise.all(Array.from({ length: workers }, (_, worker) => work(worker)));
+clearInterval(progress);
+const onDisk = await check(disk, device);
+const inFile = await check(image, await open(image, 'r'));
+assert.equal(onDisk, inFile);
+console.log(`checked blocks=${onDisk} acknowledged=${total}`);
+process.exit(0);

@@ -1,0 +1,194 @@
+/** A handler is killed without warning: its successor takes the device back, and nothing acknowledged is lost. */
+import assert from 'node:assert/strict';
+import { type Kit, sleep } from '../harness/kit.js';
+import type { Proc } from '../harness/process.js';
+import { scenario } from '../harness/scenario.js';
+
+/** Some hundred files that every checkout has. */
+const tree = 'node_modules/@types';
+
+/** Starts the writer and answers a look at its count of acknowledged writes. */
+async function startWriter(
+  k: Kit,
+  disk: string,
+  image: string,
+): Promise<{ writer: Proc; acknowledged: () => number }> {
+  const { proc } = await k.program('writer', [disk, image], {
+    env: { UV_THREADPOOL_SIZE: '16' },
+  });
+  const acknowledged = (): number => {
+    const last = proc.lines.filter((line) => line.startsWith('progress')).at(-1) ?? '';
+    return Number(/=(\d+)/.exec(last)?.[1] ?? 0);
+  };
+  return { writer: proc, acknowledged };
+}
+
+/** Lets the writer finish and compare disk and file with what was acknowledged. */
+async function finishWriter(writer: Proc): Promise<void> {
+  writer.kill('SIGTERM');
+  const { code } = await writer.wait(60);
+  assert.equal(code, 0, `the writer found: ${writer.lines.slice(-4).join(' | ')}`);
+  assert.match(writer.output, /^checked blocks=[1-9]/m);
+}
+
+/** fio must keep going: killed and successor, then its own verification of every block. */
+async function killUnderFio(k: Kit, args: readonly string[]): Promise<void> {
+  const image = `${k.dir}/disk.img`;
+  await k.sh(`truncate -s 64M ${image}`);
+  let { proc, disk } = await k.serve(image, args);
+  const fio = k.start(
+    [
+      'fio',
+      '--output-format=json',
+      '--output=/tmp/fio.json',
+      ...k.fioArguments({
+        name: 'across-the-kill',
+        filename: disk,
+        ioengine: 'libaio',
+        direct: 1,
+        rw: 'randwrite',
+        bsrange: '4k-64k',
+        iodepth: 32,
+        size: '60M',
+        // Slow enough to last over the kill and the wait.
+        rate: '10m',
+        verify: 'crc32c',
+        verify_fatal: 1,
+        do_verify: 1,
+      }),
+    ],
+    { name: 'fio' },
+  );
+  await sleep(2.5);
+  proc.kill('SIGKILL');
+  await proc.wait();
+  await sleep(1);
+  assert(fio.running, 'fio waits for the disk');
+  ({ proc, disk } = await k.serve(image, [...args, '--recover']));
+  const { code } = await fio.wait(60);
+  assert.equal(code, 0, `fio: ${fio.output}`);
+  k.fioReport(await k.out('cat /tmp/fio.json', { quiet: true }));
+  await k.assertNoStuckTasks();
+  await proc.stop();
+}
+
+export default [
+  scenario({
+    name: 'kill.fio',
+    about: 'SIGKILL under fio at depth 32, restart: I/O resumes, everything verifies',
+    timeoutSeconds: 120,
+    run: (k) => killUnderFio(k, []),
+  }),
+  scenario({
+    name: 'kill.acknowledged-writes',
+    about:
+      'three SIGKILLs under 16 writers: every acknowledged write is on the disk and in the file',
+    timeoutSeconds: 120,
+    async run(k) {
+      const image = `${k.dir}/disk.img`;
+      await k.sh(`truncate -s 32M ${image}`);
+      let { proc, disk } = await k.serve(image);
+      const { writer, acknowledged } = await startWriter(k, disk, image);
+      for (const [round, downSeconds] of [0, 1.5, 4].entries()) {
+        const before = acknowledged();
+        await k.waitFor('acknowledged writes', () => acknowledged() > before + 200);
+        k.step(`kill ${round + 1}, down for ${downSeconds} s`);
+        proc.kill('SIGKILL');
+        await proc.wait();
+        await sleep(downSeconds);
+        ({ proc, disk } = await k.serve(image, ['--recover']));
+      }
+      const resumed = acknowledged();
+      await k.waitFor('writes after the last recovery', () => acknowledged() > resumed + 200);
+      await finishWriter(writer);
+      await proc.stop();
+    },
+  }),
+  scenario({
+    name: 'kill.filesystem',
+    about: 'SIGKILL while a tree is copied into ext4: the copy ends, the check is clean',
+    timeoutSeconds: 120,
+    async run(k) {
+      const image = `${k.dir}/disk.img`;
+      await k.sh(`truncate -s 256M ${image}`);
+      let { proc, disk } = await k.serve(image);
+      await k.sh(`mkfs.ext4 -q ${disk}`);
+      const mount = await k.mount(disk);
+      const copy = k.start(
+        ['/bin/sh', '-c', `for i in 1 2 3; do cp -a ${tree} ${mount}/$i || exit 1; sync; done`],
+        { name: 'copy' },
+      );
+      await sleep(0.5);
+      proc.kill('SIGKILL');
+      await proc.wait();
+      await sleep(1);
+      ({ proc, disk } = await k.serve(image, ['--recover']));
+      assert.equal((await copy.wait(60)).code, 0, 'the copy ended well');
+      await k.sh(`umount ${mount} && e2fsck -fn ${disk}`);
+      await k.sh('echo 3 > /proc/sys/vm/drop_caches');
+      const again = await k.mount(disk, '-o ro');
+      for (const i of [1, 2, 3]) {
+        await k.sh(`diff -r ${tree} ${again}/${i}`);
+      }
+      await k.sh(`umount ${again}`);
+      await proc.stop();
+    },
+  }),
+  scenario({
+    name: 'kill.one-of-two',
+    about: 'two processes with a device each, one killed: the other does not notice',
+    timeoutSeconds: 120,
+    async run(k) {
+      const [one, two] = [`${k.dir}/one.img`, `${k.dir}/two.img`];
+      await k.sh(`truncate -s 32M ${one} ${two}`);
+      const first = await k.serve(one, ['--name', 'one']);
+      const second = await k.serve(two, ['--name', 'two']);
+      assert.notEqual(first.disk, second.disk);
+      const busy = await startWriter(k, first.disk, one);
+      const calm = await startWriter(k, second.disk, two);
+      await k.waitFor(
+        'writes on both',
+        () => busy.acknowledged() > 200 && calm.acknowledged() > 200,
+      );
+
+      first.proc.kill('SIGKILL');
+      await first.proc.wait();
+      const stalled = busy.acknowledged();
+      const running = calm.acknowledged();
+      await k.waitFor('more writes on the other', () => calm.acknowledged() > running + 500);
+      assert(busy.acknowledged() < stalled + 200, 'nothing acknowledges for a dead handler');
+      assert(second.proc.running, 'the other process lives');
+
+      const back = await k.serve(one, ['--name', 'one', '--recover']);
+      const resumed = busy.acknowledged();
+      await k.waitFor('writes on the first again', () => busy.acknowledged() > resumed + 200);
+      await finishWriter(busy.writer);
+      await finishWriter(calm.writer);
+      await back.proc.stop();
+      await second.proc.stop();
+    },
+  }),
+  scenario({
+    name: 'kill.no-successor',
+    about:
+      'nobody comes back: I/O fails at the time-out, nothing hangs, a late successor still can',
+    timeoutSeconds: 150,
+    async run(k) {
+      const image = `${k.dir}/disk.img`;
+      await k.sh(`truncate -s 32M ${image}`);
+      let { proc, disk } = await k.serve(image);
+      proc.kill('SIGKILL');
+      await proc.wait();
+      // cmd_time_out is 30 s.
+      const { code } = await k.sh(`dd if=/dev/zero of=${disk} oflag=direct bs=4k count=1`, {
+        anyCode: true,
+        timeoutSeconds: 120,
+      });
+      assert.notEqual(code, 0, 'a write that nobody took must not succeed');
+      await k.assertNoStuckTasks();
+      ({ proc, disk } = await k.serve(image, ['--recover']));
+      await k.sh(`dd if=/dev/zero of=${disk} oflag=direct bs=4k count=1`);
+      await proc.stop();
+    },
+  }),
+];

@@ -1,0 +1,77 @@
+// SimDevice: the simulated kernel for JavaScript (lib/native-sim.ts).
+//
+// The device's own thread finishes commands; what is finished waits here, and one uv_async carries it
+// to the environment's thread, where lib/ is called with tables of results. The Data-In memory of a
+// command is the caller's ArrayBuffer, written by the device's thread: lib/ keeps it reachable and
+// out of everybody's hands until the result is there. While commands are pending the event loop is
+// kept alive. `close`, or the end of the environment, joins the thread before anything is freed.
+#pragma once
+
+#include <napi.h>
+#include <uv.h>
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "../sim/device.h"
+#include "environment.h"
+
+namespace tcmu {
+
+class SimDevice : public Napi::ObjectWrap<SimDevice>,
+                  private Environment::Member,
+                  private sim::Initiator {
+ public:
+  static void init(Napi::Env env, Napi::Object exports);
+
+  explicit SimDevice(const Napi::CallbackInfo& info);
+  ~SimDevice() override;
+
+ private:
+  static constexpr uint32_t kBatch = 256;
+  static constexpr uint32_t kResultWords = 4;
+
+  // Any thread.
+  void finished(const sim::Completion& completion) override;
+  void batchEnd() override;
+
+  void stop() override;
+  // Hands what is finished to lib/. `fromLoop`: nothing of JavaScript is below us on the stack.
+  void deliver(bool fromLoop);
+  sim::Device& device(Napi::Env env) const;
+
+  Napi::Value submit(const Napi::CallbackInfo& info);
+  Napi::Value open(const Napi::CallbackInfo& info);
+  Napi::Value taskManagement(const Napi::CallbackInfo& info);
+  Napi::Value expire(const Napi::CallbackInfo& info);
+  Napi::Value setBlocked(const Napi::CallbackInfo& info);
+  Napi::Value resetRing(const Napi::CallbackInfo& info);
+  Napi::Value freeKeptBuffer(const Napi::CallbackInfo& info);
+  Napi::Value reclaim(const Napi::CallbackInfo& info);
+  Napi::Value setAttributes(const Napi::CallbackInfo& info);
+  Napi::Value setFaults(const Napi::CallbackInfo& info);
+  Napi::Value kick(const Napi::CallbackInfo& info);
+  Napi::Value refuseAll(const Napi::CallbackInfo& info);
+  Napi::Value unregister(const Napi::CallbackInfo& info);
+  Napi::Value peek(const Napi::CallbackInfo& info);
+  Napi::Value poke(const Napi::CallbackInfo& info);
+  Napi::Value entries(const Napi::CallbackInfo& info);
+  Napi::Value state(const Napi::CallbackInfo& info);
+  Napi::Value close(const Napi::CallbackInfo& info);
+
+  Napi::FunctionReference callback_;
+  Napi::Reference<Napi::Uint32Array> results_table_;
+  Napi::Reference<Napi::Uint8Array> sense_table_;
+  uint32_t* results_ = nullptr;
+  uint8_t* sense_ = nullptr;
+  uint32_t pending_ = 0;  // submitted and not yet delivered
+
+  std::mutex lock_;  // guards `finished_` and `awake_`
+  std::vector<sim::Completion> finished_;
+  bool awake_ = false;  // the async is open: other threads may send
+  UvHandle<uv_async_t> async_;
+  std::unique_ptr<sim::Device> device_;  // its thread calls us: goes first
+};
+
+}  // namespace tcmu

@@ -1,0 +1,120 @@
+/**
+ * The simulated kernel in the addon, typed; the part of the contract of `native.ts` that only
+ * `lib/sim` uses. Functions are called on, and call back on, the environment's JavaScript thread; the
+ * device behind them has a thread of its own.
+ *
+ * Errors: system failures as in `native.ts`; a geometry that can't be as RangeError.
+ */
+import { native } from './native.js';
+
+export interface NativeSimAttributes {
+  /** Milliseconds; 0: none. */
+  commandTimeout: number;
+  /** Milliseconds; 0: a command without room is refused at once; -1: the command time-out. */
+  queueFullTimeout: number;
+  tmrNotification: boolean;
+}
+
+export interface NativeSimFaults {
+  /** Integer. */
+  seed: number;
+  /** Probabilities, 0 to 1. */
+  holdCommand: number;
+  lateWakeup: number;
+  lostWakeup: number;
+  spuriousWakeup: number;
+  /** Milliseconds. */
+  maxDelay: number;
+}
+
+export interface NativeSimOptions extends NativeSimAttributes {
+  /** Mailbox and ring; a multiple of 4096. */
+  ringBytes: number;
+  /** A multiple of 4096. */
+  dataBytes: number;
+  pagesPerBlock: number;
+  /** Mailbox flags. */
+  capabilities: number;
+  /** Byte that freed data blocks are filled with, or -1. */
+  poison: number;
+  /** `count` rows of `results` and `sense` are filled. Must not throw. */
+  finished(count: number): void;
+}
+
+export interface NativeSimState {
+  commands: number;
+  completions: number;
+  pads: number;
+  taskManagements: number;
+  waited: number;
+  expired: number;
+  unknownOps: number;
+  resets: number;
+  inFlight: number;
+  waiting: number;
+  idsInUse: number;
+  blocksInUse: number;
+  head: number;
+  tail: number;
+  ringSize: number;
+  dataOffset: number;
+  memoryBytes: number;
+  blocked: boolean;
+  broken: string | null;
+  wakeups: number;
+  doorbells: number;
+}
+
+export interface NativeSimDevice {
+  readonly mapSize: number;
+  /** SIM_RESULT_WORDS a result: tag; `status | SIM_HAS_SENSE`; valid bytes of Data-In; residual. */
+  readonly results: Uint32Array;
+  /** 96 bytes a result. */
+  readonly sense: Uint8Array;
+  /**
+   * `dataOut` is read during the call, `dataIn` written until the result is delivered: by another
+   * thread, so nobody else may have it meanwhile. The tag is a u32 that no pending command has.
+   */
+  submit(
+    tag: number,
+    cdb: Uint8Array,
+    dataOut: Uint8Array | undefined,
+    dataIn: Uint8Array | undefined,
+    bidirectional: boolean,
+  ): void;
+  /** The fds are the caller's. EBUSY while open, ENODEV when unregistered. */
+  open(): { memoryFd: number; eventFd: number; doorbellFd: number };
+  /** On one command, or on all; returns how many it affects. */
+  taskManagement(type: number, tag?: number): number;
+  /** False: not pending, or answered already. */
+  expire(tag: number): boolean;
+  setBlocked(blocked: boolean): void;
+  resetRing(level: number): void;
+  /** False: no such id, or it isn't kept. */
+  freeKeptBuffer(id: number): boolean;
+  /** Bytes freed. */
+  reclaim(): number;
+  setAttributes(attributes: NativeSimAttributes): void;
+  setFaults(faults: NativeSimFaults): void;
+  kick(): void;
+  /** New commands get LOGICAL UNIT NOT SUPPORTED. */
+  refuseAll(): void;
+  /** The opener reads end of file from now on. */
+  unregister(): void;
+  /** A copy of `[offset, offset + length)` of the mapping. RangeError where no memory is. */
+  peek(offset: number, length: number): Uint8Array;
+  poke(offset: number, bytes: Uint8Array): void;
+  /** The ring's bytes from `from`, where the kernel has taken completions, to the head. */
+  entries(): { from: number; bytes: Uint8Array };
+  state(): NativeSimState;
+  /** Finishes what is pending with NOT READY, within the call; ends the thread. Idempotent. */
+  close(): void;
+}
+
+export const SIM_RESULT_WORDS = 4;
+export const SIM_HAS_SENSE = 0x100;
+export const SIM_SENSE_BYTES = 96;
+
+export const { SimDevice: NativeSimDevice } = native as unknown as {
+  SimDevice: new (options: NativeSimOptions) => NativeSimDevice;
+};

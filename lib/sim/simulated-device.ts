@@ -1,0 +1,394 @@
+/**
+ * The kernel's side of one TCMU device, simulated: an initiator for tests, and the knobs an
+ * administrator has in configfs.
+ *
+ * The ring, its memory and the rules are the real kernel's (Linux 6.1); `open()` gives what
+ * `Device.open` takes. A command's Data-In belongs to the simulated kernel until its promise settles.
+ * Nothing here is freed by the garbage collector: `close()` ends it.
+ */
+
+import type { RingSource } from '../device/ring-source.js';
+import { ArgumentError, DeviceError, errnoOf } from '../errors.js';
+import {
+  NativeSimDevice,
+  type NativeSimFaults,
+  type NativeSimState,
+  SIM_HAS_SENSE,
+  SIM_RESULT_WORDS,
+  SIM_SENSE_BYTES,
+} from '../native-sim.js';
+import { decodeEntries, type RingEntry } from './ring-entries.js';
+
+export interface SimulatedDeviceOptions {
+  /** For messages, as `hba/device`. Default `sim/disk`. */
+  name?: string;
+  /** dev_config, `<subtype>/<rest>`. Default empty. */
+  config?: string;
+  /** Mailbox and command ring in bytes, a multiple of 4096 (cmd_ring_size_mb). Default 8 MiB. */
+  ringBytes?: number;
+  /** Data area in bytes, a multiple of 4096 (max_data_area_mb). Default 1 GiB; only what is used takes memory. */
+  dataAreaBytes?: number;
+  /** data_pages_per_blk. Default 1. */
+  dataPagesPerBlock?: number;
+  /** attrib/cmd_time_out in milliseconds, 0: none. Default 30,000. */
+  commandTimeout?: number;
+  /** attrib/qfull_time_out in milliseconds; 0: refuse at once; -1: as commandTimeout. Default -1. */
+  queueFullTimeout?: number;
+  /** attrib/tmr_notification. Default true; a kernel's default is false. */
+  tmrNotification?: boolean;
+  /** Mailbox flags: OOOC 1, READ_LEN 2, TMR 4, KEEP_BUF 8. Default 15. */
+  capabilities?: number;
+  /** Fills data blocks with this byte when they are freed, to make stale bytes visible. A kernel leaves them. */
+  poison?: number;
+}
+
+/** Seeded faults between the initiator and the handler. Probabilities are 0 to 1, default 0. */
+export interface SimulatedFaults {
+  /** Integer; the n-th decision of a kind is the same in every run. Default 1. */
+  seed?: number;
+  /** A command reaches the device up to `maxDelay` later: delays and reordering. */
+  holdCommand?: number;
+  /** A wake-up comes up to `maxDelay` late. */
+  lateWakeup?: number;
+  /** A wake-up never comes; the next one, or `kick()`, makes up for it. */
+  lostWakeup?: number;
+  /** A wake-up comes with nothing new on the ring. */
+  spuriousWakeup?: number;
+  /** Milliseconds. Default 10. */
+  maxDelay?: number;
+}
+
+export interface CommandRequest {
+  /** Cut or zero-padded to the length that its operation code implies (SPC-5 4.2.5.1). */
+  cdb: Uint8Array | readonly number[];
+  /** Data-Out. Copied during the call. */
+  dataOut?: Uint8Array;
+  /** Bytes of Data-In. With `dataOut` only for a `bidirectional` command. */
+  dataInLength?: number;
+  bidirectional?: boolean;
+  /** Aborts the command: ABORT TASK. */
+  signal?: AbortSignal;
+}
+
+export interface CommandResult {
+  /** SAM-5 5.3.1. */
+  status: number;
+  /** With CHECK CONDITION: the sense data up to its own length. */
+  sense: Uint8Array | undefined;
+  /** Data-In that is valid: all of it or what READ_LEN says; empty unless the status lets data through. */
+  data: Uint8Array;
+  /** The whole Data-In memory, valid or not: what a handler leaks shows up here. */
+  buffer: Uint8Array;
+  /** Underflow in bytes. */
+  residual: number;
+}
+
+/** Counters and the state right now. */
+export type SimulatedDeviceState = NativeSimState;
+
+interface Pending {
+  resolve(result: CommandResult): void;
+  dataIn: Uint8Array;
+  stopListening: (() => void) | undefined;
+}
+
+const NO_BYTES = new Uint8Array(0);
+const ABORT_TASK = 1;
+const LUN_RESET = 5;
+
+export class SimulatedDevice {
+  readonly name: string;
+  readonly config: string;
+  readonly #native: NativeSimDevice;
+  readonly #pending = new Map<number, Pending>();
+  readonly #tags = new WeakMap<Promise<CommandResult>, number>();
+  #attributes: { commandTimeout: number; queueFullTimeout: number; tmrNotification: boolean };
+  #nextTag = 1;
+  #idle: (() => void)[] = [];
+  #removed = false;
+  #closed = false;
+
+  /** @throws ArgumentError when the sizes can't be, DeviceError when the memory can't be had. */
+  constructor(options: SimulatedDeviceOptions = {}) {
+    this.name = options.name ?? 'sim/disk';
+    this.config = options.config ?? '';
+    this.#attributes = {
+      commandTimeout: options.commandTimeout ?? 30_000,
+      queueFullTimeout: options.queueFullTimeout ?? -1,
+      tmrNotification: options.tmrNotification ?? true,
+    };
+    try {
+      this.#native = new NativeSimDevice({
+        ...this.#attributes,
+        ringBytes: options.ringBytes ?? 8 << 20,
+        dataBytes: options.dataAreaBytes ?? 2 ** 30,
+        pagesPerBlock: options.dataPagesPerBlock ?? 1,
+        capabilities: options.capabilities ?? 15,
+        poison: options.poison ?? -1,
+        finished: (count) => this.#finished(count),
+      });
+    } catch (error) {
+      if (error instanceof RangeError) {
+        throw new ArgumentError(`tcmu: simulate ${this.name}: ${error.message}`, { cause: error });
+      }
+      throw this.#failure('create', error);
+    }
+  }
+
+  /**
+   * Opens the device as its handler: hand the result to `Device.open`. One opener at a time; closing
+   * it leaves mailbox and ring as they are for the next.
+   * @throws DeviceError `ERR_TCMU_DEVICE_BUSY` while open, `ERR_TCMU_DEVICE_GONE` once removed.
+   */
+  open(): RingSource {
+    try {
+      return {
+        name: this.name,
+        config: this.config,
+        ...this.#native.open(),
+        mapSize: this.#native.mapSize,
+        commandTimeout: this.#attributes.commandTimeout,
+        freeKeptBuffer: async (id) => this.freeKeptBuffer(id),
+      };
+    } catch (error) {
+      throw this.#failure('open', error);
+    }
+  }
+
+  // --- the initiator ---
+
+  /** Sends a command. The promise never rejects: failures are statuses, as for a real initiator. */
+  submit(request: CommandRequest): Promise<CommandResult> {
+    const { dataOut, signal, bidirectional = false } = request;
+    const dataIn = request.dataInLength ? new Uint8Array(request.dataInLength) : undefined;
+    if (dataOut !== undefined && dataIn !== undefined && !bidirectional) {
+      throw new ArgumentError(
+        `tcmu: submit to ${this.name}: dataOut and dataInLength need bidirectional: true`,
+      );
+    }
+    const cdb = request.cdb instanceof Uint8Array ? request.cdb : Uint8Array.from(request.cdb);
+    const tag = this.#freeTag();
+    const result = new Promise<CommandResult>((resolve) => {
+      this.#pending.set(tag, { resolve, dataIn: dataIn ?? NO_BYTES, stopListening: undefined });
+    });
+    this.#tags.set(result, tag);
+    try {
+      this.#native.submit(tag, cdb, dataOut, dataIn, bidirectional);
+    } catch (error) {
+      this.#pending.delete(tag);
+      throw this.#failure('submit', error);
+    }
+    if (signal !== undefined) this.#listen(tag, result, signal);
+    return result;
+  }
+
+  /**
+   * ABORT TASK for a command that `submit` returned. It ends with TASK ABORTED once the handler has
+   * completed it, at once when it waited for room. False: it has ended before.
+   */
+  abort(command: Promise<CommandResult>): boolean {
+    const tag = this.#tags.get(command);
+    return (
+      tag !== undefined &&
+      this.#pending.has(tag) &&
+      this.#native.taskManagement(ABORT_TASK, tag) > 0
+    );
+  }
+
+  /** LOGICAL UNIT RESET: aborts every command. Resolves when all of them have ended. */
+  async lunReset(): Promise<void> {
+    const affected = this.#settled();
+    this.#native.taskManagement(LUN_RESET);
+    await affected;
+  }
+
+  /** Lets a command's time-out pass now. False: it has ended before. */
+  expire(command: Promise<CommandResult>): boolean {
+    const tag = this.#tags.get(command);
+    return tag !== undefined && this.#pending.has(tag) && this.#native.expire(tag);
+  }
+
+  /** Commands submitted and not answered. */
+  get pending(): number {
+    return this.#pending.size;
+  }
+
+  // --- the administrator ---
+
+  /** action/block_dev 1: new commands and those that wait for room get BUSY. */
+  block(): void {
+    this.#native.setBlocked(true);
+  }
+
+  /** action/block_dev 0. */
+  unblock(): void {
+    this.#native.setBlocked(false);
+  }
+
+  /** action/reset_ring: empties the ring; what is in flight gets BUSY (1) or CHECK CONDITION (2). */
+  resetRing(level: 1 | 2): void {
+    this.#native.resetRing(level);
+  }
+
+  /** action/free_kept_buf. @throws DeviceError (EINVAL) when the id isn't that of a kept buffer. */
+  freeKeptBuffer(id: number): void {
+    if (this.#native.freeKeptBuffer(id)) return;
+    throw this.#failure('free kept buffer', Object.assign(new Error('EINVAL'), { code: 'EINVAL' }));
+  }
+
+  /** attrib/…; what is left out stays. */
+  setAttributes(
+    changed: Pick<
+      SimulatedDeviceOptions,
+      'commandTimeout' | 'queueFullTimeout' | 'tmrNotification'
+    >,
+  ): void {
+    this.#attributes = { ...this.#attributes, ...changed };
+    this.#native.setAttributes(this.#attributes);
+  }
+
+  /**
+   * Takes unused data pages away, as a kernel over its global limit does with idle devices: touching
+   * them raises SIGBUS. Returns the bytes freed.
+   */
+  reclaim(): number {
+    return this.#native.reclaim();
+  }
+
+  /**
+   * Removes the device: new commands are refused, those in flight are waited for, at most `deadline`
+   * milliseconds, then the handler sees the end of its device. What is still in flight then never
+   * reaches it and ends with NOT READY when the device is closed.
+   */
+  async remove(deadline = 30_000): Promise<void> {
+    if (this.#removed) return;
+    this.#removed = true;
+    this.#native.refuseAll();
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, deadline);
+    });
+    await Promise.race([this.#settled(), late]);
+    clearTimeout(timer);
+    if (!this.#closed) this.#native.unregister();
+  }
+
+  /** Ends the simulated kernel at once: what is in flight ends with NOT READY. Idempotent. */
+  close(): void {
+    this.#closed = true;
+    this.#removed = true;
+    this.#native.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  // --- the tester ---
+
+  /** Replaces all faults; none without arguments. */
+  setFaults(faults: SimulatedFaults = {}): void {
+    const all: NativeSimFaults = {
+      seed: faults.seed ?? 1,
+      holdCommand: faults.holdCommand ?? 0,
+      lateWakeup: faults.lateWakeup ?? 0,
+      lostWakeup: faults.lostWakeup ?? 0,
+      spuriousWakeup: faults.spuriousWakeup ?? 0,
+      maxDelay: faults.maxDelay ?? 10,
+    };
+    this.#native.setFaults(all);
+  }
+
+  /** Wakes the handler without a reason. */
+  kick(): void {
+    this.#native.kick();
+  }
+
+  /** Counters since the start, and the state right now. */
+  state(): SimulatedDeviceState {
+    return this.#native.state();
+  }
+
+  /** The entries from where the kernel has taken completions to the head, decoded. */
+  entries(): RingEntry[] {
+    const { from, bytes } = this.#native.entries();
+    return decodeEntries(bytes, from, this.#native.state().ringSize);
+  }
+
+  /** A copy of the mapping's bytes. @throws RangeError where the kernel has no memory. */
+  peek(offset: number, length: number): Uint8Array {
+    return this.#native.peek(offset, length);
+  }
+
+  /** Writes into the mapping, past all rules: for corrupt mailboxes and entries. */
+  poke(offset: number, bytes: Uint8Array): void {
+    this.#native.poke(offset, bytes);
+  }
+
+  #freeTag(): number {
+    let tag = this.#nextTag;
+    while (this.#pending.has(tag)) tag = (tag + 1) >>> 0;
+    this.#nextTag = (tag + 1) >>> 0;
+    return tag;
+  }
+
+  #listen(tag: number, result: Promise<CommandResult>, signal: AbortSignal): void {
+    const pending = this.#pending.get(tag);
+    if (pending === undefined) return;
+    if (signal.aborted) {
+      this.abort(result);
+      return;
+    }
+    const onAbort = () => this.abort(result);
+    signal.addEventListener('abort', onAbort, { once: true });
+    pending.stopListening = () => signal.removeEventListener('abort', onAbort);
+  }
+
+  #finished(count: number): void {
+    const { results, sense } = this.#native;
+    for (let i = 0; i < count; i++) {
+      const at = i * SIM_RESULT_WORDS;
+      const tag = results[at] as number;
+      const word = results[at + 1] as number;
+      const pending = this.#pending.get(tag) as Pending;
+      this.#pending.delete(tag);
+      pending.stopListening?.();
+      pending.resolve({
+        status: word & 0xff,
+        sense: word & SIM_HAS_SENSE ? trimSense(sense, i * SIM_SENSE_BYTES) : undefined,
+        data: pending.dataIn.subarray(0, results[at + 2]),
+        buffer: pending.dataIn,
+        residual: results[at + 3] as number,
+      });
+    }
+    if (this.#pending.size === 0) for (const resolve of this.#idle.splice(0)) resolve();
+  }
+
+  /** When no command is pending. */
+  #settled(): Promise<void> {
+    if (this.#pending.size === 0) return Promise.resolve();
+    return new Promise((resolve) => this.#idle.push(resolve));
+  }
+
+  #failure(operation: string, error: unknown): DeviceError {
+    const errno = errnoOf(error);
+    const [code, hint] =
+      errno === 'EBUSY'
+        ? (['ERR_TCMU_DEVICE_BUSY', 'it is open already: close that Device first'] as const)
+        : errno === 'ENODEV'
+          ? (['ERR_TCMU_DEVICE_GONE', 'it was removed'] as const)
+          : (['ERR_TCMU_DEVICE_OPEN', 'see the cause'] as const);
+    return new DeviceError(
+      code,
+      `tcmu: ${operation} ${this.name} (simulated): ${errno ?? 'failed'}; ${hint}`,
+      { operation, path: this.name, cause: error },
+    );
+  }
+}
+
+/** Sense data up to its ADDITIONAL SENSE LENGTH (SPC-5 4.4.2, 4.4.3); all of it when it says nothing. */
+function trimSense(table: Uint8Array, at: number): Uint8Array {
+  const known = ((table[at] as number) & 0x7c) === 0x70;
+  const length = known ? Math.min(SIM_SENSE_BYTES, 8 + (table[at + 7] as number)) : SIM_SENSE_BYTES;
+  return table.slice(at, at + length);
+}

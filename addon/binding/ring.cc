@@ -1,0 +1,482 @@
+#include "ring.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "registry.h"
+
+namespace tcmu {
+
+void RingObject::init(Napi::Env env, Napi::Object exports) {
+  exports.Set("Ring", DefineClass(env, "Ring",
+                                  {
+                                      method<&RingObject::start>("start"),
+                                      method<&RingObject::stopPolling>("stop"),
+                                      method<&RingObject::flush>("flush"),
+                                      method<&RingObject::longCdb>("longCdb"),
+                                      method<&RingObject::takeTmr>("takeTmr"),
+                                      method<&RingObject::inFlight>("inFlight"),
+                                      method<&RingObject::releaseKept>("releaseKept"),
+                                      method<&RingObject::copyIn>("copyIn"),
+                                      method<&RingObject::copyOut>("copyOut"),
+                                      method<&RingObject::fill>("fill"),
+                                      method<&RingObject::isZero>("isZero"),
+                                      method<&RingObject::mismatch>("mismatch"),
+                                      method<&RingObject::segments>("segments"),
+                                      method<&RingObject::pin>("pin"),
+                                      method<&RingObject::unpin>("unpin"),
+                                      method<&RingObject::readFile>("readFile"),
+                                      method<&RingObject::writeFile>("writeFile"),
+                                      method<&RingObject::close>("close"),
+                                      method<&RingObject::stats>("stats"),
+                                  }));
+}
+
+static const Export exportRing(&RingObject::init);
+
+template <class Element>
+Element* RingObject::shareArray(Napi::Object self, const char* name, size_t length) {
+  auto array = Napi::TypedArrayOf<Element>::New(self.Env(), length);
+  self.DefineProperty(Napi::PropertyDescriptor::Value(name, array, napi_enumerable));
+  arrays_.push_back(Napi::Persistent(array.template As<Napi::Object>()));
+  return array.Data();
+}
+
+RingObject::RingObject(const Napi::CallbackInfo& info)
+    : ObjectWrap(info),
+      Member(Environment::of(info.Env())),
+      buffers_(info.Env()),
+      poller_(environment_, *this) {
+  const Napi::Env env = info.Env();
+  if (!info[0].IsObject()) throw Napi::TypeError::New(env, "Ring wants options");
+  const auto options = info[0].As<Napi::Object>();
+  const auto number = [&](const char* name) {
+    const Napi::Value value = options.Get(name);
+    if (!value.IsNumber())
+      throw Napi::TypeError::New(env, std::string(name) + " is no number");
+    return value.As<Napi::Number>().Int64Value();
+  };
+  const auto function = [&](const char* name) {
+    const Napi::Value value = options.Get(name);
+    if (!value.IsFunction())
+      throw Napi::TypeError::New(env, std::string(name) + " is no function");
+    return Napi::Persistent(value.As<Napi::Function>());
+  };
+  dispatch_ = function("dispatch");
+  lost_ = function("lost");
+  escaped_ = function("escaped");
+  io_ = IoQueueObject::from(options.Get("io"));
+  if (!io_) throw Napi::TypeError::New(env, "io is no IoQueue");
+  io_reference_ = Napi::Persistent(options.Get("io").As<Napi::Object>());
+  const int64_t map_size = number("mapSize");
+  if (map_size <= 0) throw Napi::RangeError::New(env, "mapSize must be above 0");
+  batch_size_ = static_cast<uint32_t>(std::clamp<int64_t>(number("batchSize"), 1, 65536));
+
+  mapping_ = Mapping::make(static_cast<int>(number("memoryFd")),
+                           static_cast<int>(number("eventFd")),
+                           static_cast<int>(number("doorbellFd")), static_cast<size_t>(map_size));
+  if (!mapping_) throw systemError(env, errno, "mmap");
+  try {
+    ring_ = std::make_unique<Ring>(
+        mapping_->bytes(),
+        [](void* self, uint32_t slot) { static_cast<RingObject*>(self)->revoke(slot); }, this);
+  } catch (const RingFault& fault) {
+    mapping_->disownFds();
+    throw codedError(env, faultCode(fault), fault.message);
+  }
+
+  Napi::Object self = info.This().As<Napi::Object>();
+  const size_t capacity = ring_->capacity();
+  self.DefineProperties({
+      Napi::PropertyDescriptor::Value("capacity", Napi::Number::New(env, capacity),
+                                      napi_enumerable),
+      Napi::PropertyDescriptor::Value("mailboxFlags",
+                                      Napi::Number::New(env, ring_->mailboxFlags()),
+                                      napi_enumerable),
+  });
+  tables_.events = shareArray<int32_t>(self, "events", batch_size_);
+  tables_.info = shareArray<uint32_t>(self, "info", capacity * RingTables::kInfoWords);
+  tables_.cdbs = shareArray<uint8_t>(self, "cdbs", capacity * RingTables::kCdbBytes);
+  completions_ = shareArray<uint32_t>(self, "completions", 4 + capacity * 4);
+  sense_ = shareArray<uint8_t>(self, "sense", capacity * layout::kSenseBytes);
+  io_->add(this);
+}
+
+RingObject::~RingObject() {
+  // After the environment's end, or when nothing was under way: see retain().
+  if (mapping_) io_->remove(this);
+  if (ring_ && ring_->pinsHeld() > 0) mapping_.release();
+}
+
+void RingObject::retain() {
+  if (retained_++ == 0) Ref();
+}
+
+void RingObject::release() {
+  if (--retained_ == 0) Unref();
+}
+
+void RingObject::checkOpen() const {
+  if (!ring_) throw codedError(environment_.env(), "ERR_TCMU_RING_CLOSED", "the ring was closed");
+}
+
+Segments RingObject::memory(uint32_t slot, uint64_t offset, uint64_t length) const {
+  checkOpen();
+  if (!ring_->valid(slot))
+    throw codedError(environment_.env(), "ERR_TCMU_BUFFER_REVOKED",
+                     "slot " + std::to_string(slot) + " holds no command");
+  const uint64_t bytes = ring_->bytes(slot);
+  if (offset > bytes || length > bytes - offset)
+    throw codedError(environment_.env(), "ERR_TCMU_BUFFER_RANGE",
+                     std::to_string(length) + " bytes at " + std::to_string(offset) +
+                         " of a buffer of " + std::to_string(bytes));
+  return ring_->segments(slot);
+}
+
+// ---- polling ----
+
+napi_value RingObject::start(const Arguments<0>& arguments) {
+  checkOpen();
+  if (closing_) throw codedError(arguments.env, "ERR_TCMU_RING_CLOSED", "the ring is being closed");
+  if (poller_.active() || lost_reported_) return nullptr;
+  const int error = poller_.start(mapping_->eventFd());
+  if (error != 0) throw systemError(arguments.env, -error, "uv_poll_start");
+  poller_.again();
+  if (!started_) {
+    started_ = true;
+    retain();
+  }
+  return nullptr;
+}
+
+napi_value RingObject::stopPolling(const Arguments<0>&) {
+  poller_.stop();
+  return nullptr;
+}
+
+// Takes the event off the descriptor. False: polling has ended.
+bool RingObject::drainEvent() {
+  int32_t count;
+  const ssize_t got = read(mapping_->eventFd(), &count, sizeof count);
+  wakeups_++;
+  if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR))) return true;
+  const int error = got == 0 ? EIO : errno;
+  reportLost(uv_err_name(-error), std::string("reading events: ") + uv_strerror(-error));
+  return false;
+}
+
+void RingObject::ready(bool readable) {
+  const Napi::HandleScope scope(environment_.env());
+  reportEscaped();
+  if (!ring_ || !poller_.active()) return;
+  if (readable && !drainEvent()) return;
+  for (int round = 0; round < kBatchesPerTurn; round++) {
+    if (mapping_->poisoned())
+      ring_->fail({RingFault::Kind::Memory, "a page of the data area is gone"});
+    const uint32_t count = ring_->fetch(tables_, batch_size_);
+    if (count > 0) {
+      batches_++;
+      const Napi::HandleScope inner(environment_.env());
+      const napi_value argument = toNumber(environment_.env(), count);
+      environment_.call(dispatch_, 1, &argument);
+      if (!ring_) return;
+    }
+    flushFromLoop();
+    if (!ring_ || !poller_.active()) return;
+    if (const auto& fault = ring_->fault()) {
+      reportLost(faultCode(*fault), fault->message);
+      return;
+    }
+    if (doorbell_error_ != 0) {
+      reportLost(uv_err_name(-doorbell_error_),
+                 std::string("ringing the doorbell: ") + uv_strerror(-doorbell_error_));
+      return;
+    }
+    if (count == 0 && !ring_->wantsFetch()) return;
+  }
+  poller_.again();
+}
+
+void RingObject::reportLost(const std::string& code, const std::string& message) {
+  poller_.stop();
+  if (lost_reported_) return;
+  lost_reported_ = true;
+  const Napi::Env env = environment_.env();
+  const napi_value arguments[] = {Napi::String::New(env, code), Napi::String::New(env, message)};
+  environment_.call(lost_, 2, arguments);
+}
+
+// ---- completing ----
+
+std::string RingObject::publish() {
+  std::string wrong;
+  const uint32_t count = std::min(completions_[0], ring_->capacity());
+  completions_[0] = 0;
+  if (mapping_->poisoned())
+    ring_->fail({RingFault::Kind::Memory, "a page of the data area is gone"});
+  for (uint32_t i = 0; i < count; i++) {
+    const uint32_t* record = completions_ + 4 + 4 * i;
+    const Completion completion = {
+        .slot = record[0],
+        .status = static_cast<uint8_t>(record[1]),
+        .flags = static_cast<uint8_t>(record[1] >> 8),
+        .read_length = record[2],
+        .zero_from = record[3],
+        .sense = sense_ + layout::kSenseBytes * i,
+    };
+    if (!ring_->complete(completion))
+      wrong = "slot " + std::to_string(completion.slot) + " awaits no completion";
+  }
+  ring_->completeUnpinned();
+  if (ring_->moveTail()) ringDoorbell();
+  // Told, or looked at, from the loop.
+  if (ring_->fault() || ring_->wantsFetch() || doorbell_error_ != 0 || !escaped_slots_.empty())
+    poller_.again();
+  return wrong;
+}
+
+void RingObject::ringDoorbell() {
+  const int32_t one = 1;
+  ssize_t wrote;
+  do {
+    wrote = write(mapping_->doorbellFd(), &one, sizeof one);
+  } while (wrote < 0 && errno == EINTR);
+  doorbells_++;
+  // EAGAIN: it has been rung and not been heard yet.
+  if (wrote < 0 && errno != EAGAIN) doorbell_error_ = errno;
+}
+
+napi_value RingObject::flush(const Arguments<0>& arguments) {
+  if (!ring_) return nullptr;
+  const std::string wrong = publish();
+  if (closing_) finishClose();
+  if (!wrong.empty()) throw codedError(arguments.env, "ERR_TCMU_RING_COMPLETION", wrong);
+  return nullptr;
+}
+
+void RingObject::flushFromLoop() {
+  if (!ring_ || environment_.stopping()) return;
+  const Napi::HandleScope scope(environment_.env());
+  const std::string wrong = publish();
+  if (!wrong.empty())
+    napi_fatal_exception(environment_.env(),
+                         codedError(environment_.env(), "ERR_TCMU_RING_COMPLETION", wrong).Value());
+  reportEscaped();
+  if (closing_) finishClose();
+}
+
+void RingObject::revoke(uint32_t slot) {
+  if (environment_.stopping()) return;
+  if (!buffers_.revoke(slot)) escaped_slots_.push_back(slot);
+}
+
+void RingObject::reportEscaped() {
+  std::vector<uint32_t> slots;
+  slots.swap(escaped_slots_);
+  for (uint32_t slot : slots) {
+    const napi_value argument = toNumber(environment_.env(), slot);
+    environment_.call(escaped_, 1, &argument);
+  }
+}
+
+napi_value RingObject::longCdb(const Arguments<1>& arguments) {
+  const uint32_t slot = arguments.uint32(0);
+  memory(slot, 0, 0);
+  const auto cdb = ring_->cdb(slot, tables_);
+  auto copy = Napi::Uint8Array::New(arguments.env, cdb.size());
+  std::copy(cdb.begin(), cdb.end(), copy.Data());
+  return copy;
+}
+
+napi_value RingObject::takeTmr(const Arguments<0>& arguments) {
+  checkOpen();
+  const TaskManagement tmr = ring_->takeTaskManagement();
+  const auto result = Napi::Object::New(arguments.env);
+  const auto slots = Napi::Array::New(arguments.env, tmr.slots.size());
+  for (uint32_t i = 0; i < tmr.slots.size(); i++) slots[i] = Napi::Number::New(arguments.env, tmr.slots[i]);
+  result["type"] = Napi::Number::New(arguments.env, tmr.type);
+  result["slots"] = slots;
+  return result;
+}
+
+napi_value RingObject::inFlight(const Arguments<0>& arguments) {
+  return toNumber(arguments.env, ring_ ? ring_->inFlight() : 0);
+}
+
+napi_value RingObject::releaseKept(const Arguments<1>& arguments) {
+  checkOpen();
+  if (!ring_->releaseKept(arguments.uint32(0)))
+    throw codedError(arguments.env, "ERR_TCMU_BUFFER_REVOKED", "the slot keeps no buffer");
+  if (ring_->wantsFetch() || !escaped_slots_.empty()) poller_.again();
+  return nullptr;
+}
+
+// ---- memory ----
+
+napi_value RingObject::copyIn(const Arguments<3>& arguments) {
+  const uint32_t slot = arguments.uint32(0);
+  const uint64_t offset = arguments.size(1);
+  const Bytes source = arguments.bytes(2);
+  if (!tcmu::copyIn(memory(slot, offset, source.length), offset, source.data, source.length))
+    throw memoryError(arguments.env);
+  return nullptr;
+}
+
+napi_value RingObject::copyOut(const Arguments<5>& arguments) {
+  const uint32_t slot = arguments.uint32(0);
+  const uint64_t offset = arguments.size(1), length = arguments.size(2);
+  const Bytes target = arguments.bytes(3);
+  const uint64_t start = arguments.size(4);
+  const Segments segments = memory(slot, offset, length);
+  if (start > target.length || length > target.length - start)
+    throw codedError(arguments.env, "ERR_TCMU_BUFFER_RANGE", "the target is too short");
+  if (!tcmu::copyOut(segments, offset, length, target.data + start))
+    throw memoryError(arguments.env);
+  return nullptr;
+}
+
+napi_value RingObject::fill(const Arguments<4>& arguments) {
+  const uint64_t offset = arguments.size(1), length = arguments.size(2);
+  if (!tcmu::fill(memory(arguments.uint32(0), offset, length), offset, length, arguments.int32(3)))
+    throw memoryError(arguments.env);
+  return nullptr;
+}
+
+napi_value RingObject::isZero(const Arguments<3>& arguments) {
+  const uint64_t offset = arguments.size(1), length = arguments.size(2);
+  bool zero;
+  if (!tcmu::isZero(memory(arguments.uint32(0), offset, length), offset, length, zero))
+    throw memoryError(arguments.env);
+  napi_value result;
+  napi_get_boolean(arguments.env, zero, &result);
+  return result;
+}
+
+napi_value RingObject::mismatch(const Arguments<3>& arguments) {
+  const uint64_t offset = arguments.size(1);
+  const Bytes other = arguments.bytes(2);
+  int64_t where;
+  if (!tcmu::mismatch(memory(arguments.uint32(0), offset, other.length), offset, other.data,
+                      other.length, where))
+    throw memoryError(arguments.env);
+  return toNumber(arguments.env, where);
+}
+
+napi_value RingObject::segments(const Arguments<3>& arguments) {
+  const uint32_t slot = arguments.uint32(0);
+  const uint64_t offset = arguments.size(1), length = arguments.size(2);
+  return buffers_.views(slot, memory(slot, offset, length), offset, length);
+}
+
+napi_value RingObject::pin(const Arguments<1>& arguments) {
+  const uint32_t slot = arguments.uint32(0);
+  memory(slot, 0, 0);
+  ring_->pin(slot);
+  return nullptr;
+}
+
+napi_value RingObject::unpin(const Arguments<1>& arguments) {
+  checkOpen();
+  const uint32_t slot = arguments.uint32(0);
+  if (!ring_->unpin(slot))
+    throw codedError(arguments.env, "ERR_TCMU_BUFFER_REVOKED",
+                     "slot " + std::to_string(slot) + " holds no pin");
+  // Inside a callback of ours the flush at its end does it.
+  if ((ring_->hasUnpinned() || closing_) && !environment_.inCallback()) {
+    const std::string wrong = publish();
+    if (closing_) finishClose();
+    if (!wrong.empty()) throw codedError(arguments.env, "ERR_TCMU_RING_COMPLETION", wrong);
+  }
+  return nullptr;
+}
+
+void RingObject::pinForOperation(uint32_t slot) {
+  ring_->pin(slot);
+  retain();
+}
+
+void RingObject::unpinAfterOperation(uint32_t slot) {
+  ring_->unpin(slot);
+  release();
+}
+
+// ---- files ----
+
+napi_value RingObject::moveFile(Operation::Kind kind, const Arguments<6>& arguments) {
+  const uint32_t slot = arguments.uint32(0);
+  const uint64_t offset = arguments.size(1), length = arguments.size(2);
+  const Operation operation = {
+      .kind = kind,
+      .fd = arguments.int32(3),
+      .segments = memory(slot, offset, length),
+      .offset = offset,
+      .length = length,
+      .position = static_cast<int64_t>(arguments.size(4)),
+  };
+  return toNumber(arguments.env,
+                  io_->submit(operation, arguments.uint32(5), this, slot, nullptr));
+}
+
+napi_value RingObject::readFile(const Arguments<6>& arguments) {
+  return moveFile(Operation::Kind::Read, arguments);
+}
+
+napi_value RingObject::writeFile(const Arguments<6>& arguments) {
+  return moveFile(Operation::Kind::Write, arguments);
+}
+
+// ---- the end ----
+
+napi_value RingObject::close(const Arguments<0>& arguments) {
+  bool closed = true;
+  if (ring_) {
+    if (!closing_) {
+      closing_ = true;
+      poller_.stop();
+      publish();
+    }
+    closed = finishClose();
+  }
+  napi_value result;
+  napi_get_boolean(arguments.env, closed, &result);
+  return result;
+}
+
+// Unmaps if nobody may touch the memory any more.
+bool RingObject::finishClose() {
+  const bool pinned = ring_->pinsHeld() > 0;
+  for (uint32_t slot = 0; slot < ring_->slots(); slot++) {
+    if (ring_->valid(slot) && ring_->pins(slot) == 0) revoke(slot);
+  }
+  if (pinned) return false;
+  final_stats_ = ring_->stats();
+  ring_.reset();
+  io_->remove(this);
+  mapping_.reset();
+  if (started_) release();
+  return true;
+}
+
+void RingObject::stop() { poller_.stop(); }
+
+napi_value RingObject::stats(const Arguments<0>& arguments) {
+  const Napi::Env env = arguments.env;
+  const RingStats& counts = ring_ ? ring_->stats() : final_stats_;
+  const auto result = Napi::Object::New(env);
+  const auto set = [&](const char* name, uint64_t value) {
+    result.Set(name, Napi::Number::New(env, static_cast<double>(value)));
+  };
+  set("wakeups", wakeups_);
+  set("batches", batches_);
+  set("commands", counts.commands);
+  set("completions", counts.completions);
+  set("doorbells", doorbells_);
+  set("unknownOps", counts.unknown_ops);
+  set("tmrs", counts.task_managements);
+  set("externalBuffers", buffers_.made());
+  return result;
+}
+
+}  // namespace tcmu

@@ -1,0 +1,107 @@
+// `Ring`: one device's ring, its polling, and its commands' memory, for JavaScript.
+//
+// Owns the mapping and the three descriptors. Alive from start() until close() whatever JavaScript
+// does with the object, and while an operation of the queue uses its memory. The mapping goes when
+// close() finds no pin, or when the last pin goes after it, or never: not under an operation. When
+// the environment ends, polling stops, nothing is published any more, and the mapping goes unless
+// JavaScript holds a pin.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../memory/external_buffers.h"
+#include "../memory/mapping.h"
+#include "../ring/ring.h"
+#include "../uio/poller.h"
+#include "io_queue.h"
+
+namespace tcmu {
+
+class RingObject : public Napi::ObjectWrap<RingObject>,
+                   private Environment::Member,
+                   private MemoryOwner,
+                   private Poller::Owner {
+ public:
+  static void init(Napi::Env env, Napi::Object exports);
+  explicit RingObject(const Napi::CallbackInfo& info);
+  ~RingObject() override;
+
+ private:
+  // Batches taken before other handles of the loop get their turn.
+  static constexpr int kBatchesPerTurn = 8;
+
+  template <class Element>
+  Element* shareArray(Napi::Object self, const char* name, size_t length);
+
+  napi_value start(const Arguments<0>&);
+  napi_value stopPolling(const Arguments<0>&);
+  napi_value flush(const Arguments<0>&);
+  napi_value longCdb(const Arguments<1>&);
+  napi_value takeTmr(const Arguments<0>&);
+  napi_value inFlight(const Arguments<0>&);
+  napi_value releaseKept(const Arguments<1>&);
+  napi_value copyIn(const Arguments<3>&);
+  napi_value copyOut(const Arguments<5>&);
+  napi_value fill(const Arguments<4>&);
+  napi_value isZero(const Arguments<3>&);
+  napi_value mismatch(const Arguments<3>&);
+  napi_value segments(const Arguments<3>&);
+  napi_value pin(const Arguments<1>&);
+  napi_value unpin(const Arguments<1>&);
+  napi_value readFile(const Arguments<6>&);
+  napi_value writeFile(const Arguments<6>&);
+  napi_value close(const Arguments<0>&);
+  napi_value stats(const Arguments<0>&);
+
+  napi_value moveFile(Operation::Kind kind, const Arguments<6>& arguments);
+  // The slot's memory, after checking slot and range. Throws Napi::Error.
+  Segments memory(uint32_t slot, uint64_t offset, uint64_t length) const;
+  void checkOpen() const;
+
+  void ready(bool readable) override;
+  bool drainEvent();
+  void reportLost(const std::string& code, const std::string& message);
+  // What went wrong with a completion, or an empty text.
+  std::string publish();
+  void ringDoorbell();
+  void revoke(uint32_t slot);
+  void reportEscaped();
+  bool finishClose();
+
+  void stop() override;
+  void pinForOperation(uint32_t slot) override;
+  void unpinAfterOperation(uint32_t slot) override;
+  void flushFromLoop() override;
+  void retain();
+  void release();
+
+  std::unique_ptr<Mapping> mapping_;
+  std::unique_ptr<Ring> ring_;  // in the mapping
+  ExternalBuffers buffers_;     // on the mapping
+  Poller poller_;
+  IoQueueObject* io_ = nullptr;
+  Napi::ObjectReference io_reference_;
+  Napi::FunctionReference dispatch_, lost_, escaped_;
+
+  // Arrays shared with JavaScript: ours while the references are.
+  std::vector<Napi::ObjectReference> arrays_;
+  RingTables tables_ = {};
+  uint32_t batch_size_ = 0;
+  uint32_t* completions_ = nullptr;
+  uint8_t* sense_ = nullptr;
+
+  bool started_ = false;
+  bool lost_reported_ = false;
+  bool closing_ = false;
+  int doorbell_error_ = 0;
+  uint32_t retained_ = 0;
+  std::vector<uint32_t> escaped_slots_;
+  RingStats final_stats_;
+  uint64_t wakeups_ = 0, batches_ = 0, doorbells_ = 0;
+};
+
+}  // namespace tcmu

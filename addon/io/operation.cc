@@ -1,0 +1,107 @@
+#include "operation.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <mutex>
+
+namespace tcmu {
+namespace {
+
+// One system call moves at most this much anyway (MAX_RW_COUNT).
+constexpr uint64_t kMostBytes = 0x7ffff000;
+constexpr int kMostPieces = 1024;  // IOV_MAX of the kernel
+
+template <class Call>
+int64_t retried(Call&& call) {
+  for (;;) {
+    const int64_t result = call();
+    if (result >= 0) return result;
+    if (errno != EINTR) return -errno;
+  }
+}
+
+int64_t allocate(int fd, int flags, int64_t position, uint64_t length) {
+  struct stat facts;
+  if (fstat(fd, &facts) != 0) return -errno;
+  if (!S_ISBLK(facts.st_mode))
+    return retried([&] { return fallocate(fd, flags, position, static_cast<off_t>(length)); });
+  uint64_t range[2] = {static_cast<uint64_t>(position), length};
+  if (flags & FALLOC_FL_PUNCH_HOLE) return retried([&] { return ioctl(fd, BLKDISCARD, range); });
+  if (flags & FALLOC_FL_ZERO_RANGE) return retried([&] { return ioctl(fd, BLKZEROOUT, range); });
+  return 0;  // a block device's blocks are there
+}
+
+// Finds data or a hole and puts the file's offset back, which other users of the descriptor may use.
+int64_t seek(int fd, int64_t position, int whence) {
+  static std::mutex oneAtATime;
+  const std::lock_guard lock(oneAtATime);
+  const off_t before = lseek(fd, 0, SEEK_CUR);
+  if (before < 0) return -errno;
+  const off_t found = lseek(fd, position, whence);
+  const int64_t result = found < 0 ? -errno : found;
+  lseek(fd, before, SEEK_SET);
+  return result;
+}
+
+}  // namespace
+
+int64_t Operation::zeroRest() {
+  at_end = true;
+  return fill(segments, offset, length, 0) ? 0 : -EFAULT;
+}
+
+// Moves until done, failed, or (with RWF_NOWAIT) it would have to wait. Answers the total or -errno.
+int64_t Operation::transfer(int flags) {
+  iovec pieces[kMostPieces];
+  while (length > 0) {
+    const int count = gather(segments, offset, std::min(length, kMostBytes), pieces, kMostPieces);
+    const int64_t result =
+        kind == Kind::Read
+            ? retried([&] { return preadv2(fd, pieces, count, position, flags); })
+            : retried([&] { return pwritev2(fd, pieces, count, position, flags); });
+    if (result < 0) return result;
+    if (result == 0) {
+      if (kind == Kind::Write) return -ENOSPC;
+      const int64_t error = zeroRest();
+      return error < 0 ? error : moved;
+    }
+    moved += result;
+    offset += static_cast<uint64_t>(result);
+    length -= static_cast<uint64_t>(result);
+    position += result;
+  }
+  return moved;
+}
+
+bool Operation::tryNow(int64_t& result) {
+  result = transfer(RWF_NOWAIT);
+  // Would wait; or the file system, or this kind of access, knows no RWF_NOWAIT.
+  return result != -EAGAIN && result != -EOPNOTSUPP && result != -EINVAL;
+}
+
+int64_t Operation::run() {
+  switch (kind) {
+    case Kind::Read:
+    case Kind::Write:
+      return transfer(0);
+    case Kind::Sync:
+      return retried([&] { return fdatasync(fd); });
+    case Kind::Allocate:
+      return allocate(fd, argument, position, length);
+    case Kind::Seek:
+      return seek(fd, position, argument);
+    case Kind::Truncate:
+      return retried([&] { return ftruncate(fd, static_cast<off_t>(length)); });
+  }
+  return -EINVAL;
+}
+
+}  // namespace tcmu

@@ -1,0 +1,41 @@
+// One file operation, run by whoever holds it: the JavaScript thread (at once) or a pool thread.
+//
+// It owns neither the descriptor nor the memory; both stay valid until it has run. No N-API.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstdint>
+
+#include "../memory/segments.h"
+
+namespace tcmu {
+
+struct Operation {
+  enum class Kind : uint8_t { Read, Write, Sync, Allocate, Seek, Truncate };
+
+  Kind kind;
+  int fd;
+  // Read, Write: the part of `segments` that is still to be moved, and the file position it goes to.
+  // Allocate: `position` and `length`; Seek: `position`; Truncate: `length`.
+  Segments segments;
+  uint64_t offset;
+  uint64_t length;
+  int64_t position;
+  int argument;     // Allocate: FALLOC_FL_*; Seek: whence
+  int64_t moved;    // bytes moved so far
+  bool at_end;      // Read: the end of the file was met, what is left is zeroed already
+
+  // Blocks until it is done. The result: bytes moved, the position found, 0, or -errno.
+  int64_t run();
+
+  // Read, Write: moves what can be moved without waiting. True: done, `result` is what `run` would
+  // have answered. False: the rest has to wait; `run` goes on from where this came to.
+  bool tryNow(int64_t& result);
+
+ private:
+  int64_t transfer(int flags);
+  int64_t zeroRest();
+};
+
+}  // namespace tcmu

@@ -39,7 +39,7 @@ function isMusl(): boolean {
 function candidates(root: string): string[] {
   const platform = `${process.platform}-${process.arch}`;
   const prebuilds = join(root, 'prebuilds', platform);
-  const list = [join(root, 'build', 'Release', 'tcmu.node')];
+  const list = [join(root, 'build', 'addon', 'Release', 'tcmu.node')];
   try {
     const names = readdirSync(prebuilds);
     const wanted = isMusl() ? 'tcmu.musl.node' : 'tcmu.glibc.node';

@@ -8,7 +8,7 @@ export async function bundleKernelTests() {
   // Imported here: the scripts that import this module run before `npm ci` too.
   const { build } = await import('esbuild');
   const kernel = join(projectRoot, 'test/kernel');
-  const entryPoints = ['harness/host.ts', 'harness/guest.ts'];
+  const entryPoints = ['harness/host.ts', 'harness/guest.ts', 'demo/host.ts', 'demo/guest.ts'];
   for (const dir of ['scenarios', 'programs']) {
     for (const file of readdirSync(join(kernel, dir))) {
       if (file.endsWith('.ts')) entryPoints.push(`${dir}/${file}`);

@@ -118,7 +118,7 @@ export async function runUml(options: VmOptions): Promise<VmResult> {
     killIn((options.timeoutSeconds ?? 120) + bootSeconds);
     let exitCode: number | undefined;
     let output = '';
-    let console = '';
+    let consoleText = '';
     const lines = new LineSplitter((line) => {
       output += `${line}\n`;
       options.onLine?.(line);
@@ -132,8 +132,8 @@ export async function runUml(options: VmOptions): Promise<VmResult> {
     });
     const [, kernel, monitor, job, status] = child.stdio;
     for (const [stream, sink] of [
-      [kernel, (text: string) => (console += text)],
-      [monitor, (text: string) => (console += text)],
+      [kernel, (text: string) => (consoleText += text)],
+      [monitor, (text: string) => (consoleText += text)],
       [job, (text: string) => lines.push(text)],
       [status, (text: string) => control.push(text)],
     ] as const) {
@@ -154,7 +154,7 @@ export async function runUml(options: VmOptions): Promise<VmResult> {
     }
     lines.end();
     const kernelLog =
-      console
+      consoleText
         .replaceAll('\r', '')
         .split(endOfRunMark)[0]
         ?.replace(/[^\n]*$/, '') ?? '';

@@ -49,16 +49,22 @@ export class Kit {
   readonly #procs: Proc[] = [];
   readonly #programDir: string;
   #mounts = 0;
+  /** Takes every line about what the scenario does. */
+  readonly log: (text: string) => void;
 
-  /** @param programDir where the bundled programs lie */
-  constructor(programDir: string) {
+  /**
+   * @param programDir where the bundled programs lie
+   * @param log default: prints to standard output, with the seconds since the start
+   */
+  constructor(programDir: string, log?: (text: string) => void) {
     this.#programDir = programDir;
+    this.log =
+      log ??
+      ((text) => {
+        const seconds = Number(process.hrtime.bigint() - this.#started) / 1e9;
+        process.stdout.write(`${seconds.toFixed(2).padStart(7)} ${text}\n`);
+      });
     mkdirSync(this.dir, { recursive: true });
-  }
-
-  log(text: string): void {
-    const seconds = Number(process.hrtime.bigint() - this.#started) / 1e9;
-    process.stdout.write(`${seconds.toFixed(2).padStart(7)} ${text}\n`);
   }
 
   /** Names a part of the scenario in the log. */
@@ -153,9 +159,9 @@ export class Kit {
   }
 
   /** Mounts a disk and answers the mount point. */
-  async mount(disk: string, options = ''): Promise<string> {
+  async mount(disk: string, options: readonly string[] = []): Promise<string> {
     const dir = `/mnt/m${this.#mounts++}`;
-    await this.sh(`mkdir -p ${dir} && mount ${options} ${disk} ${dir}`);
+    await this.sh(`mkdir -p ${dir} && mount ${[...options, disk, dir].join(' ')}`);
     return dir;
   }
 

@@ -126,7 +126,7 @@ export default [
       assert.equal((await copy.wait(60)).code, 0, 'the copy ended well');
       await k.sh(`umount ${mount} && e2fsck -fn ${disk}`);
       await k.sh('echo 3 > /proc/sys/vm/drop_caches');
-      const again = await k.mount(disk, '-o ro');
+      const again = await k.mount(disk, ['-o', 'ro']);
       for (const i of [1, 2, 3]) {
         await k.sh(`diff -r ${tree} ${again}/${i}`);
       }

@@ -35,7 +35,7 @@ function lifeOf(
 
       k.step('compare, from the disk and not from the page cache');
       await k.sh('echo 3 > /proc/sys/vm/drop_caches');
-      mount = await k.mount(disk, '-o ro');
+      mount = await k.mount(disk, ['-o', 'ro']);
       for (const tree of trees) {
         await k.sh(`diff -r ${tree} ${mount}/tree/$(basename ${tree})`, { timeoutSeconds: 60 });
       }

@@ -262,8 +262,9 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
       return;
     }
     const answer = toSense(error);
-    if (answer.unexpected) this.#report(command, error);
-    command.complete(answer.status, answer.sense);
+    // Sense data without a cause is an answer; with one it is the translation of a failure.
+    if (answer !== error || answer.cause !== undefined) this.#report(command, error);
+    command.complete(answer.status, answer.encode());
   }
 
   #report(command: Command, error: unknown): void {

@@ -15,7 +15,7 @@ import { ArgumentError } from '../errors.js';
 import type { BlockStore } from '../store/block-store.js';
 import { chain, isPromise } from '../store/maybe.js';
 import { readU16 } from './bytes.js';
-import { type CdbField, CommandEntry, CommandTable } from './command-spec.js';
+import { type CdbField, CommandEntry } from './command-spec.js';
 import { blockCommands } from './commands/index.js';
 import { Identity, type IdentityOptions } from './identity.js';
 import { LogicalUnit } from './logical-unit.js';
@@ -57,19 +57,13 @@ export class BlockDevice implements CommandHandler {
   readonly #powerOnAttention: boolean;
   #open = false;
 
-  /**
-   * @throws ArgumentError for a name that does not fit, or a store with contradictory capabilities.
-   */
+  /** @throws ArgumentError for a name or length that does not fit. */
   constructor(store: BlockStore, options: BlockDeviceOptions) {
     const { removable = false, maxTransferLength = 0, powerOnAttention = !removable } = options;
     if (!Number.isSafeInteger(maxTransferLength) || maxTransferLength < 0) {
       throw new ArgumentError(`maxTransferLength ${maxTransferLength} is no number of bytes`);
     }
-    const unit = new LogicalUnit(store, new Identity(options), { removable, maxTransferLength });
-    unit.commands = new CommandTable(
-      blockCommands.filter((spec) => spec.available?.(unit) ?? true),
-    );
-    this.#unit = unit;
+    this.#unit = new LogicalUnit(store, new Identity(options), { removable, maxTransferLength });
     this.#powerOnAttention = powerOnAttention;
   }
 
@@ -79,13 +73,21 @@ export class BlockDevice implements CommandHandler {
   }
 
   /**
-   * Opens the store and takes its size. @throws ArgumentError when the size or block size is none.
+   * Opens the store and takes its size and capabilities.
+   * @throws ArgumentError when they are none or contradict each other; the store is closed again.
    */
   open(): MaybePromise<void> {
-    return chain(this.#unit.store.open?.(), () => {
-      this.#unit.measure();
+    const unit = this.#unit;
+    return chain(unit.store.open?.(), () => {
+      try {
+        unit.open(blockCommands);
+      } catch (error) {
+        return chain(unit.store.close?.(), () => {
+          throw error;
+        });
+      }
       this.#open = true;
-      if (this.#powerOnAttention) this.#unit.raiseAttention(sense.powerOnOccurred());
+      if (this.#powerOnAttention) unit.raiseAttention(sense.powerOnOccurred());
     });
   }
 
@@ -99,6 +101,7 @@ export class BlockDevice implements CommandHandler {
   /**
    * Takes a changed `store.size` over and tells the initiator by the unit attention CAPACITY DATA
    * HAS CHANGED. Call it after the store has been resized.
+   * @throws ArgumentError when the new size is none; the old one stays in force.
    */
   capacityChanged(): void {
     const before = this.#unit.blocks;
@@ -139,11 +142,11 @@ export class BlockDevice implements CommandHandler {
   }
 
   #decode(cdb: Uint8Array): CommandEntry {
+    if (!this.#open) throw sense.notReadyBecomingReady();
     const found = this.#unit.commands.at(cdb[0] as number);
     const entry = found instanceof CommandEntry ? found : this.#serviceAction(cdb, found);
     if (cdb.length < entry.length) throw sense.invalidFieldInCdb({ byte: cdb.length });
     const unit = this.#unit;
-    if (!this.#open) throw sense.notReadyBecomingReady();
     if (unit.attentions.length > 0 && !entry.ignoresAttention) {
       throw unit.attentions.shift() as SenseError;
     }
@@ -187,7 +190,7 @@ export class BlockDevice implements CommandHandler {
       const failure: StoreFailure = { device: this, command, error, sense: answer };
       failures.publish(failure);
     }
-    const format = this.#unit.modePages.descriptorSense ? 'descriptor' : 'fixed';
+    const format = this.#unit.modePages?.descriptorSense ? 'descriptor' : 'fixed';
     command.complete(answer.status, answer.encode(format));
   }
 }

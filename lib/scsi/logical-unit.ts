@@ -13,10 +13,10 @@ import type {
   WriteContext,
 } from '../store/block-store.js';
 import { chain, settled } from '../store/maybe.js';
-import type { CommandTable } from './command-spec.js';
+import { RangeLock } from '../store/range-lock.js';
+import { type CommandSpec, CommandTable } from './command-spec.js';
 import type { Identity } from './identity.js';
 import { ModePages } from './mode-pages.js';
-import { RangeLock } from './range-lock.js';
 import { type SenseError, sense } from './sense.js';
 
 /**
@@ -60,24 +60,24 @@ export class LogicalUnit {
   readonly store: BlockStore;
   readonly identity: Identity;
   readonly removable: boolean;
-  readonly modePages: ModePages;
   readonly lock = new RangeLock();
-  readonly limits: Limits;
-  /** The commands it has; set by its owner. */
-  commands!: CommandTable;
+  readonly #maxTransferLength: number;
 
-  /** Geometry, zero until opened. */
+  // From here to `thin` set by `open`, since a store may learn of its capabilities only there.
+  modePages!: ModePages;
+  limits!: Limits;
+  commands!: CommandTable;
   blockSize = 0;
   blocks = 0;
   /** Log2 of logical blocks a physical block. */
   physicalExponent = 0;
 
   /** The store can lose acknowledged writes that were not flushed. */
-  readonly volatile: boolean;
+  volatile = false;
   /** Writes must be durable when they settle: WCE is zero though the store has a cache. */
   writeThrough = false;
   /** Unmap is there: LBPME, LBPU, LBPWS, LBPWS10. */
-  readonly thin: boolean;
+  thin = false;
 
   /** A removable medium is out. */
   ejected = false;
@@ -97,6 +97,15 @@ export class LogicalUnit {
     this.store = store;
     this.identity = identity;
     this.removable = options.removable;
+    this.#maxTransferLength = options.maxTransferLength;
+  }
+
+  /**
+   * Takes capabilities and geometry from the store, which is open.
+   * @throws ArgumentError when they contradict each other.
+   */
+  open(specs: readonly CommandSpec[]): void {
+    const { store } = this;
     this.thin = store.unmap !== undefined;
     this.volatile = store.writeCache ?? store.flush !== undefined;
     if (this.volatile && store.flush === undefined) {
@@ -106,14 +115,15 @@ export class LogicalUnit {
     }
     this.modePages = new ModePages({ writeCache: this.volatile });
     this.limits = {
-      transfer: options.maxTransferLength,
+      transfer: this.#maxTransferLength,
       compareAndWriteBlocks: 255,
       unmapBlocks: MiB,
       unmapDescriptors: 256,
-      // An emulated WRITE SAME is as slow as writing: it must end long before the kernel's time-
-      // out.
+      // Emulated, WRITE SAME is as slow as writing: it must end long before the kernel's time-out.
       writeSame: (store.writeSame ?? store.writeZeroes) === undefined ? 256 * MiB : 1024 * MiB,
     };
+    this.measure();
+    this.commands = new CommandTable(specs.filter((spec) => spec.available?.(this) ?? true));
   }
 
   /** Takes the geometry from the store. @throws ArgumentError when it is none. */
@@ -133,6 +143,12 @@ export class LogicalUnit {
     if (!Number.isInteger(exponent) || exponent < 0 || exponent > 15) {
       throw new ArgumentError(
         `block store: physicalBlockSize is ${physicalBlockSize}; it must be blockSize (${blockSize}) times a power of two up to 32768`,
+      );
+    }
+    const { unmapGranularity = blockSize } = this.store;
+    if (!Number.isSafeInteger(unmapGranularity / blockSize) || unmapGranularity <= 0) {
+      throw new ArgumentError(
+        `block store: unmapGranularity is ${unmapGranularity}; it must be a multiple of the block size ${blockSize}`,
       );
     }
     this.blockSize = blockSize;

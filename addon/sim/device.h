@@ -5,8 +5,8 @@
  * Thread-safe. On a real kernel a doorbell is handled inside the handler's write(); here a thread of
  * ours hears it, so every call below first handles the doorbells already rung: whoever rang one and
  * then calls sees its effect. Completions are delivered to their Initiator outside the lock, on the
- * calling thread or on ours. Initiators and request buffers must outlive their commands; `stop()`
- * ends every command, and after it nothing is delivered any more.
+ * calling thread or on ours. Request buffers must outlive their commands, Initiators the device or its
+ * `stop()`, which ends every command and after which nothing comes from our thread any more.
  */
 #pragma once
 

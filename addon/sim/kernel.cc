@@ -278,7 +278,8 @@ bool Kernel::placeTmr(const PendingTmr& tmr) {
                         static_cast<uint32_t>(bytes) | entry::kTaskManagement);
   memory_.put<uint8_t>(at + entry::kTmrType, static_cast<uint8_t>(tmr.type));
   memory_.put<uint32_t>(at + entry::kTmrCount, static_cast<uint32_t>(tmr.ids.size()));
-  std::memcpy(memory_.at(at + entry::kTmrIds), tmr.ids.data(), 2 * tmr.ids.size());
+  for (size_t i = 0; i < tmr.ids.size(); i++)
+    memory_.put<uint16_t>(at + entry::kTmrIds + 2 * i, tmr.ids[i]);
   publish(static_cast<uint32_t>(bytes));
   stats_.tmrs++;
   return true;

@@ -1,4 +1,5 @@
 /** A command as the device layer would hand it over, on ordinary memory, and what became of it. */
+import { expect } from 'vitest';
 import type { MaybePromise } from '../lib/device/data.js';
 import type { ScsiCommand } from '../lib/device/handler.js';
 import { Status } from '../lib/device/handler.js';
@@ -120,6 +121,14 @@ export class FakeCommand implements ScsiCommand {
     if (this.status === undefined) return 'pending';
     return Object.entries(Status).find(([, value]) => value === this.status)?.[0] ?? 'unknown';
   }
+}
+
+/** Equal bytes; far faster than comparing arrays element by element. */
+export function expectBytes(actual: Uint8Array, expected: Uint8Array): void {
+  expect(actual.length).toBe(expected.length);
+  if (Buffer.compare(actual, expected) === 0) return;
+  const at = actual.findIndex((byte, i) => byte !== expected[i]);
+  expect.fail(`byte ${at} is ${actual[at]}, not ${expected[at]}`);
 }
 
 /** A device over `store`, opened, without the power-on attention unless asked for. */

@@ -185,7 +185,7 @@ export class BlockDevice implements CommandHandler {
   }
 
   #fail(command: ScsiCommand, entry: CommandEntry | undefined, error: unknown): void {
-    const answer = toSense(error, entry?.medium === 'write' ? 'write' : 'read');
+    const answer = toSense(error, entry?.medium === 'read' ? 'read' : 'write');
     if (answer !== error && failures.hasSubscribers) {
       const failure: StoreFailure = { device: this, command, error, sense: answer };
       failures.publish(failure);

@@ -55,10 +55,10 @@ export interface CommandSpec {
   /** Everything between the operation code (and service action) and the CONTROL byte. */
   readonly fields: readonly CdbField[];
   /**
-   * What it does to the medium: `write` is refused on a write-protected device, both are refused
-   * without a medium; `none` runs always.
+   * What it does to the medium. All but `none` are refused without one, and `write` is also refused
+   * on a write-protected device. A failure of the store is a failure to read only for `read`.
    */
-  readonly medium: 'none' | 'read' | 'write';
+  readonly medium: 'none' | 'read' | 'write' | 'flush';
   /**
    * Runs even with a unit attention pending, and does not clear it (SAM-5, unit attention
    * conditions).

@@ -32,7 +32,7 @@ export const synchronizeCommands: readonly CommandSpec[] = [
       bits('GROUP NUMBER', 6, 5, 0),
       bytes('NUMBER OF LOGICAL BLOCKS', 7, 2),
     ],
-    medium: 'read',
+    medium: 'flush',
     timeout: 60,
     run(unit, command) {
       return synchronize(unit, command, readU32(command.cdb, 2), readU16(command.cdb, 7));
@@ -49,7 +49,7 @@ export const synchronizeCommands: readonly CommandSpec[] = [
       bytes('NUMBER OF LOGICAL BLOCKS', 10, 4),
       bits('GROUP NUMBER', 14, 5, 0),
     ],
-    medium: 'read',
+    medium: 'flush',
     timeout: 60,
     run(unit, command) {
       return synchronize(unit, command, readU64(command.cdb, 2), readU32(command.cdb, 10));

@@ -34,6 +34,16 @@ export class Configfs {
     return join(targetRoot, 'core', hba, name);
   }
 
+  /** Where an existing backstore is, whatever its HBA. */
+  find(name: string): string {
+    const core = join(targetRoot, 'core');
+    for (const hba of readdirSync(core)) {
+      if (hba.startsWith('user_') && existsSync(join(core, hba, name)))
+        return join(core, hba, name);
+    }
+    throw new Error(`no user backstore is named ${name}`);
+  }
+
   async write(path: string, value: string): Promise<void> {
     await this.#kit.sh(`printf %s '${value}' > '${path}'`);
   }

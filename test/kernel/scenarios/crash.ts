@@ -176,17 +176,18 @@ export default [
     async run(k) {
       const image = `${k.dir}/disk.img`;
       await k.sh(`truncate -s 32M ${image}`);
-      let { proc, disk } = await k.serve(image);
+      let { proc, disk } = await k.serve(image, ['--timeout', '5']);
       proc.kill('SIGKILL');
       await proc.wait();
-      // cmd_time_out is 30 s.
+      const started = Date.now();
       const { code } = await k.sh(`dd if=/dev/zero of=${disk} oflag=direct bs=4k count=1`, {
         anyCode: true,
         timeoutSeconds: 120,
       });
       assert.notEqual(code, 0, 'a write that nobody took must not succeed');
+      assert(Date.now() - started > 3000, 'and it had the time-out to be taken');
       await k.assertNoStuckTasks();
-      ({ proc, disk } = await k.serve(image, ['--recover']));
+      ({ proc, disk } = await k.serve(image, ['--timeout', '5', '--recover']));
       await k.sh(`dd if=/dev/zero of=${disk} oflag=direct bs=4k count=1`);
       await proc.stop();
     },

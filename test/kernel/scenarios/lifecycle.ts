@@ -50,7 +50,7 @@ export default [
       'an administrator takes LUN and backstore away under load: the handler ends by itself or when told',
     async run(k) {
       const { served, fio } = await serveLoaded(k);
-      const backstore = k.configfs.backstore(served.name);
+      const backstore = k.configfs.find(served.name);
       const link = await k.out(
         `find /sys/kernel/config/target/loopback -type l -lname '*core/user_*/${served.name}'`,
       );
@@ -58,7 +58,7 @@ export default [
       await k.sh(`rm ${link}`, { timeoutSeconds: 60 });
       assert.notEqual((await fio.wait(60)).code, 0, 'the disk is gone under fio');
       await k.sh(`rmdir ${link.slice(0, link.lastIndexOf('/'))}`);
-      await k.sh(`rmdir ${backstore}`, { timeoutSeconds: 60 });
+      await k.configfs.remove(backstore);
       served.proc.kill('SIGTERM');
       await served.proc.wait(30);
     },

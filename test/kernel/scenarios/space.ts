@@ -67,7 +67,7 @@ export default [
   }),
   scenario({
     name: 'resize.grow',
-    about: 'a larger backing file becomes a larger disk under a mounted file system',
+    about: 'a larger backing file becomes a larger disk under a mounted file system, twice',
     async run(k) {
       const image = `${k.dir}/disk.img`;
       await k.sh(`truncate -s 64M ${image}`);
@@ -76,20 +76,36 @@ export default [
       const mount = await k.mount(disk);
       await k.sh(`dd if=/dev/urandom of=${mount}/kept bs=1M count=20 status=none`);
       const kept = await k.out(`md5sum ${mount}/kept`);
+      const capacity = (): Promise<string> =>
+        k.out(`blockdev --getsize64 ${disk}`, { quiet: true });
+      const rescan = `echo 1 > /sys/block/${disk.slice('/dev/'.length)}/device/rescan`;
 
-      k.step('grow through configfs, as an administrator does');
-      const size = 192 * mebibyte;
-      await k.configfs.write(`${k.configfs.backstore(name)}/attrib/dev_size`, String(size));
-      await k.waitFor('the new capacity', async () => {
-        // The unit attention arrives with the next command; a rescan reads the capacity again.
-        await k.sh(`echo 1 > /sys/block/${disk.slice('/dev/'.length)}/device/rescan`, {
-          quiet: true,
-        });
-        return (await k.out(`blockdev --getsize64 ${disk}`, { quiet: true })) === String(size);
+      k.step('the file grew: SIGHUP');
+      const larger = String(128 * mebibyte);
+      await k.sh(`truncate -s ${larger} ${image}`);
+      proc.kill('SIGHUP');
+      const dmesg = await k.waitFor('the unit attention', async () => {
+        // It is told to the first command that comes.
+        await k.sh(`sg_turs ${disk}`, { anyCode: true, quiet: true });
+        const log = await k.out('dmesg', { quiet: true });
+        return /capacity data has changed/i.test(log) ? log : undefined;
       });
-      assert(statSync(image).size >= size, 'the file has grown with its disk');
+      assert.match(dmesg, /sda/);
+      await k.sh(rescan);
+      assert.equal(await capacity(), larger);
+
+      k.step('grown through configfs, as an administrator does');
+      const largest = String(192 * mebibyte);
+      await k.configfs.write(`${k.configfs.find(name)}/attrib/dev_size`, largest);
+      await k.waitFor('the new capacity', async () => {
+        await k.sh(rescan, { quiet: true });
+        return (await capacity()) === largest;
+      });
+      assert.equal(String(statSync(image).size), largest, 'the file has grown with its disk');
+
+      k.step('the file system takes the room');
       await k.sh(`resize2fs ${disk}`);
-      await k.sh(`dd if=/dev/urandom of=${mount}/new bs=1M count=100 status=none`);
+      await k.sh(`dd if=/dev/urandom of=${mount}/new bs=1M count=120 status=none`);
       assert.equal(await k.out(`md5sum ${mount}/kept`), kept);
       await k.sh(`umount ${mount} && e2fsck -fn ${disk}`);
       await proc.stop();

@@ -20,7 +20,8 @@ export interface NativeRing {
 
   /**
    * Written by fetch before each `dispatch(count)`: `events[i]` is the slot of a new command, or
-   * EVENT_TMR: the next `takeTmr()` describes a task management function. In ring order.
+   * EVENT_TMR: the next `takeTmr()` describes a task management function, or EVENT_RESET: the kernel
+   * has reset the ring, and every slot fetched before is answered to nobody. In ring order.
    */
   readonly events: Int32Array;
   /** INFO_STRIDE words a slot: see INFO_*. Valid from dispatch until the slot's completion is published. */
@@ -224,6 +225,7 @@ export interface NativeAddon {
 
 export const CONTRACT = 1;
 export const EVENT_TMR = -1;
+export const EVENT_RESET = -2;
 export const CDB_STRIDE = 32;
 export const INFO_STRIDE = 8;
 /** Kernel's command id. */

@@ -293,11 +293,11 @@ napi_value RingObject::longCdb(const Arguments<1>& arguments) {
 napi_value RingObject::takeTmr(const Arguments<0>& arguments) {
   checkOpen();
   const TaskManagement tmr = ring_->takeTaskManagement();
-  const auto result = Napi::Object::New(arguments.env);
-  const auto slots = Napi::Array::New(arguments.env, tmr.slots.size());
-  for (uint32_t i = 0; i < tmr.slots.size(); i++) slots[i] = Napi::Number::New(arguments.env, tmr.slots[i]);
-  result["type"] = Napi::Number::New(arguments.env, tmr.type);
-  result["slots"] = slots;
+  auto result = Napi::Object::New(arguments.env);
+  auto slots = Napi::Array::New(arguments.env, tmr.slots.size());
+  for (uint32_t i = 0; i < tmr.slots.size(); i++) slots.Set(i, tmr.slots[i]);
+  result.Set("type", Napi::Number::New(arguments.env, tmr.type));
+  result.Set("slots", slots);
   return result;
 }
 

@@ -221,8 +221,9 @@ uint32_t Ring::fetch(const RingTables& tables, uint32_t limit) {
     return place >= tail_ ? place - tail_ : place + ring_size_ - tail_;
   };
   const bool moved_back = ahead_of_tail(head) < ahead_of_tail(position_);
-  if (tail != tail_ || reset_seen_ || (moved_back && head == 0)) {
-    // Only the kernel's reset_ring writes the tail besides us, and it writes zeros to both.
+  if (tail != tail_ || reset_seen_ || (moved_back && tail == 0)) {
+    // Only the kernel's reset_ring writes the tail besides us, and it writes zeros to both. The head may
+    // have moved on since.
     if (tail != 0) {
       corrupt(position_, "somebody else moved the tail from 0x%x to 0x%x", tail_, tail);
       return 0;

@@ -230,9 +230,11 @@ export class Command implements ScsiCommand, DataOwner {
     let zeroFrom = NO_ZERO;
     // With CHECK CONDITION and no READ_LEN the kernel delivers no data; any other status delivers the
     // whole Data-In buffer. A handler that asked for neither buffer may have had Data-In.
-    const isDataIn = this.bidiLength > 0 || this.#in !== undefined || this.#out === undefined;
+    const isBidi = this.bidiLength > 0;
+    const isDataIn = isBidi || this.#in !== undefined || (this.#out === undefined && !this.#keep);
     if (isDataIn && this.#status !== Status.CHECK_CONDITION && this.written < this.#inLength()) {
-      if (this.written > 0 && (ring.mailboxFlags & MAILBOX_READ_LEN) !== 0) {
+      // The kernel looks at READ_LEN only where the data goes one way.
+      if (this.written > 0 && !isBidi && (ring.mailboxFlags & MAILBOX_READ_LEN) !== 0) {
         flags |= COMPLETE_READ_LEN;
         readLength = this.written;
       } else {

@@ -19,7 +19,7 @@ import {
   TcmuError,
 } from '../errors.js';
 import { io } from '../io/io-queue.js';
-import { EVENT_TMR, type NativeRing, native } from '../native.js';
+import { EVENT_RESET, EVENT_TMR, type NativeRing, native } from '../native.js';
 import { toSense } from '../scsi/sense.js';
 import { Command, type CommandHost } from './command.js';
 import { commandEnd, commandStart, deviceError, handlerError } from './diagnostics.js';
@@ -103,6 +103,8 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
   #drained: (() => void) | undefined;
   #closing: Promise<void> | undefined;
   #lost: Error | undefined;
+  /** Commands whose handler outlived the deadline of `close` with raw memory in its hands. */
+  readonly #held = new Set<Command>();
   #pulls: ((command: Command | undefined) => void)[] = [];
 
   private constructor(source: RingSource, options: DeviceOptions) {
@@ -182,6 +184,10 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
       const event = events[i] as number;
       if (event === EVENT_TMR) {
         this.#onTmr();
+        continue;
+      }
+      if (event === EVENT_RESET) {
+        this.#onReset();
         continue;
       }
       const command = new Command(this, event, this.#tick);
@@ -303,6 +309,10 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
     this.#running--;
     if (this.#head < this.#waiting.length) this.#startWaiting();
     if (this.#open === 0) this.#drained?.();
+    if (this.#held.delete(command)) {
+      this.ring.flush();
+      this.ring.unpin(command.slot);
+    }
   }
 
   /** During a dispatch the addon flushes by itself when it returns. */
@@ -378,6 +388,15 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
     }
   }
 
+  /** An administrator reset the ring: the kernel has answered all commands that were fetched. */
+  #onReset(): void {
+    const reason = new CommandError(
+      'ERR_TCMU_COMMAND_ABORTED',
+      `tcmu: ${this.name}: the ring was reset, and the kernel answered the initiator`,
+    );
+    for (const command of this.#commands) command?.abort(reason);
+  }
+
   #startSweeper(timeout: number): void {
     if (!(timeout > 0)) return;
     const expiry = Math.min(timeout, 2 ** 31 - 1);
@@ -446,8 +465,8 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
    * handler, and unmaps. Idempotent.
    *
    * @throws DeviceError `ERR_TCMU_MAPPING_LEAKED` when a command is still pinned, or its raw memory is
-   *   in the hands of a handler that has not settled: the mapping then stays until the process ends,
-   *   and the device stays busy.
+   *   in the hands of a handler that has not settled: the mapping then stays until the last of them ends
+   *   (or the process), and the device stays busy.
    */
   close(options: CloseOptions = {}): Promise<void> {
     this.#closing ??= this.#close(options.deadline ?? 10_000);
@@ -483,7 +502,7 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
     if (!unmapped || held > 0) {
       throw new DeviceError(
         'ERR_TCMU_MAPPING_LEAKED',
-        `tcmu: close ${this.name}: ${held || 'some'} commands' memory is still pinned or in a handler's hands; its mapping is kept until the process ends, and the device stays busy`,
+        `tcmu: close ${this.name}: the memory of ${held > 0 ? `${held} commands` : 'a command'} is still pinned or in the hands of a handler that has not settled; the mapping is kept until that ends, and the device stays busy`,
         { operation: 'close', cause: failure },
       );
     }
@@ -502,20 +521,21 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
 
   /** Answers BUSY for what is left, except commands whose memory may still be in use. */
   #abandon(): number {
-    let held = 0;
     const reason = new CommandError('ERR_TCMU_COMMAND_ABORTED', `tcmu: ${this.name}: closing`);
     for (const command of this.#commands) {
       if (command === undefined) continue;
       command.abort(reason);
       if (command.exposed && !command.settled) {
-        held++;
+        // Something native may be working on its raw memory: the pin makes the addon keep the mapping.
+        this.ring.pin(command.slot);
+        this.#held.add(command);
         continue;
       }
       command.settled = true;
       if (command.completed) this.publish(command);
       else command.complete(Status.BUSY);
     }
-    return held;
+    return this.#held.size;
   }
 
   [Symbol.asyncDispose](): Promise<void> {

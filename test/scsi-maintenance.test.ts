@@ -1,0 +1,163 @@
+import { describe, expect, test } from 'vitest';
+import { CommandEntry } from '../lib/scsi/command-spec.js';
+import { blockCommands } from '../lib/scsi/commands/index.js';
+import { MemoryStore } from '../lib/store/index.js';
+import { BareStore, cdb, openDevice, run } from './scsi-fake-command.js';
+
+const memory = () => new MemoryStore({ size: 1 << 20 });
+const report = (option: number, opcode = 0, action = 0, allocation = 65535) =>
+  cdb(0xa3, 0x0c, option, opcode, [action, 2], [allocation, 4], 0, 0);
+const RCTD = 0x80;
+type Device = Awaited<ReturnType<typeof openDevice>>;
+
+interface Described {
+  opcode: number;
+  action: number | undefined;
+  length: number;
+}
+
+async function all(device: Device, rctd = 0): Promise<Described[]> {
+  const command = await run(device, report(rctd), { in: 65535 });
+  expect(command.outcome).toBe('GOOD');
+  const data = Buffer.from(command.data);
+  const size = rctd ? 20 : 8;
+  expect(data.readUInt32BE(0)).toBe(data.length - 4);
+  expect((data.length - 4) % size).toBe(0);
+  const found = [];
+  for (let at = 4; at < data.length; at += size) {
+    const flags = data[at + 5] as number;
+    expect(flags & 2).toBe(rctd ? 2 : 0);
+    if (rctd) expect(data.readUInt16BE(at + 8)).toBe(10);
+    if (!(flags & 1)) expect(data.readUInt16BE(at + 2)).toBe(0);
+    found.push({
+      opcode: data[at] as number,
+      action: flags & 1 ? data.readUInt16BE(at + 2) : undefined,
+      length: data.readUInt16BE(at + 6),
+    });
+  }
+  return found;
+}
+
+describe('REPORT SUPPORTED OPERATION CODES', () => {
+  test('lists every command once, in order', async () => {
+    const found = await all(await openDevice(memory()));
+    const codes = found.map((entry) => entry.opcode * 65536 + (entry.action ?? 0));
+    expect(codes).toEqual([...new Set(codes)].sort((a, b) => a - b));
+    const opcodes = new Set(found.map((entry) => entry.opcode));
+    for (const opcode of [
+      ...[0x00, 0x03, 0x08, 0x0a, 0x12, 0x15, 0x1a, 0x1b, 0x25, 0x28, 0x2a, 0x2e, 0x2f, 0x34],
+      ...[0x35, 0x41, 0x42, 0x55, 0x5a, 0x88, 0x89, 0x8a, 0x8b, 0x8e, 0x8f, 0x90, 0x91, 0x93],
+      ...[0x9e, 0xa0, 0xa3, 0xa8, 0xaa, 0xae, 0xaf],
+    ]) {
+      expect(opcodes, `opcode ${opcode.toString(16)}`).toContain(opcode);
+    }
+    expect(found.find((entry) => entry.opcode === 0xa3)).toEqual({
+      opcode: 0xa3,
+      action: 0x0c,
+      length: 12,
+    });
+  });
+
+  test('leaves out what this device does not have', async () => {
+    const found = await all(await openDevice(new BareStore(memory())));
+    expect(found.map((entry) => entry.opcode)).not.toContain(0x42);
+    expect(found.map((entry) => entry.opcode)).not.toContain(0x1e);
+    expect(found.filter((entry) => entry.opcode === 0x93)).toHaveLength(1);
+    const removable = await all(await openDevice(memory(), { removable: true }));
+    expect(removable.map((entry) => entry.opcode)).toContain(0x1e);
+  });
+
+  test('with timeouts on request', async () => {
+    const device = await openDevice(memory());
+    expect(await all(device, RCTD)).toEqual(await all(device));
+    const one = await run(device, report(RCTD | 1, 0x35), { in: 100 });
+    expect(Buffer.from(one.data).toString('hex')).toBe(
+      '0083000a' + '3502ffffffff3fffff00' + '000a0000' + '00000000' + '0000003c',
+    );
+  });
+
+  test('usage maps tell the bits that are evaluated', async () => {
+    const usage = async (device: Device, opcode: number, action?: number) => {
+      const option = action === undefined ? 1 : 2;
+      const command = await run(device, report(option, opcode, action ?? 0), { in: 100 });
+      expect(command.data[1]).toBe(3);
+      return Buffer.from(command.data.subarray(4)).toString('hex');
+    };
+    const device = await openDevice(memory());
+    expect(await usage(device, 0x28)).toBe('2818ffffffff3fffff00');
+    expect(await usage(device, 0x08)).toBe('081fffffff00');
+    expect(await usage(device, 0x12)).toBe('1201ffffff00');
+    expect(await usage(device, 0x93)).toBe('9309ffffffffffffffffffffffff3f00');
+    expect(await usage(device, 0x9e, 0x10)).toBe('9e100000000000000000ffffffff0000');
+    expect(await usage(device, 0xa3, 0x0c)).toBe('a30c87ffffffffffffff0000');
+    const thick = await openDevice(new BareStore(memory()));
+    expect(await usage(thick, 0x93)).toBe('9301ffffffffffffffffffffffff3f00');
+  });
+
+  test('reporting options fit codes with and without service actions', async () => {
+    const device = await openDevice(memory());
+    const support = async (option: number, opcode: number, action = 0) => {
+      const command = await run(device, report(option, opcode, action), { in: 100 });
+      return command.outcome === 'GOOD' ? command.data[1] : command.outcome;
+    };
+    for (const { opcode, action } of await all(device)) {
+      expect(await support(1, opcode)).toBe(action === undefined ? 3 : '5/24/0');
+      expect(await support(2, opcode, action)).toBe(action === undefined ? '5/24/0' : 3);
+      expect(await support(3, opcode, action)).toBe(3);
+    }
+    for (const option of [1, 2, 3]) expect(await support(option, 0xc0)).toBe(1);
+    expect(await support(2, 0x9e, 0x1f)).toBe(1);
+    expect(await support(3, 0x28, 1)).toBe(1);
+    for (const option of [4, 5, 6, 7]) expect(await support(option, 0x28)).toBe('5/24/0');
+  });
+
+  test('the allocation length cuts', async () => {
+    const device = await openDevice(memory());
+    for (const allocation of [0, 1, 4, 30]) {
+      const command = await run(device, report(0, 0, 0, allocation), { in: 65535 });
+      expect(command.written).toBe(allocation);
+    }
+  });
+});
+
+describe('the command table', () => {
+  test('no field leaves its CDB, overlaps another or the CONTROL byte', () => {
+    for (const spec of blockCommands) {
+      const taken = new Uint8Array(spec.length);
+      taken[0] = 0xff;
+      if (spec.serviceAction !== undefined) taken[1] = 0x1f;
+      for (const field of spec.fields) {
+        expect(field.byte + field.bytes, `${spec.name}: ${field.name}`).toBeLessThan(spec.length);
+        for (let i = 0; i < field.bytes; i++) {
+          const mask = i === 0 ? field.mask : 0xff;
+          const at = field.byte + i;
+          expect((taken[at] as number) & mask, `${spec.name}: ${field.name}`).toBe(0);
+          (taken[at] as number) |= mask;
+        }
+        if (field.refused) expect(field.bytes).toBe(1);
+      }
+    }
+  });
+
+  test('CDB lengths follow the group of the operation code', () => {
+    const lengths: Record<number, number> = { 0: 6, 1: 10, 2: 10, 4: 16, 5: 12 };
+    for (const spec of blockCommands) {
+      expect(spec.length, spec.name).toBe(lengths[spec.opcode >> 5]);
+    }
+  });
+
+  test('a variable length CDB carries its length and service action', () => {
+    const entry = new CommandEntry({
+      name: 'READ (32)',
+      standard: 'SBC-4',
+      opcode: 0x7f,
+      serviceAction: 0x0009,
+      length: 32,
+      fields: [],
+      medium: 'read',
+      run() {},
+    });
+    expect([...entry.usage.subarray(0, 10)]).toEqual([0x7f, 0, 0, 0, 0, 0, 0, 0x18, 0, 9]);
+    expect(entry.refusals).toMatchObject([{ name: 'NACA', byte: 1, mask: 4 }]);
+  });
+});

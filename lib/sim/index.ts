@@ -6,8 +6,18 @@ export type { RingEntry, Segment } from './ring-entries.js';
 export {
   type CommandRequest,
   type CommandResult,
+  type Reconfiguration,
   SimulatedDevice,
   type SimulatedDeviceOptions,
   type SimulatedDeviceState,
   type SimulatedFaults,
 } from './simulated-device.js';
+export {
+  type BlockRange,
+  type Capacity,
+  type InquiryData,
+  type RequestOptions,
+  SimulatedDisk,
+  type SimulateOptions,
+  simulate,
+} from './simulated-disk.js';

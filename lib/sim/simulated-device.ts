@@ -7,6 +7,7 @@
  * Nothing here is freed by the garbage collector: `close()` ends it.
  */
 
+import type { MaybePromise } from '../device/data.js';
 import type { RingSource } from '../device/ring-source.js';
 import { ArgumentError, DeviceError, errnoOf } from '../errors.js';
 import {
@@ -24,6 +25,8 @@ export interface SimulatedDeviceOptions {
   name?: string;
   /** dev_config, `<subtype>/<rest>`. Default empty. */
   config?: string;
+  /** What to do when the administrator reconfigures the device; see `reconfigure`. */
+  onReconfigure?: (change: Reconfiguration) => MaybePromise<void>;
   /** Mailbox and command ring in bytes, a multiple of 4096 (cmd_ring_size_mb). Default 8 MiB. */
   ringBytes?: number;
   /** Data area in bytes, a multiple of 4096 (max_data_area_mb). Default 1 GiB; only what is used takes memory. */
@@ -41,6 +44,9 @@ export interface SimulatedDeviceOptions {
   /** Fills data blocks with this byte when they are freed, to make stale bytes visible. A kernel leaves them. */
   poison?: number;
 }
+
+/** One of the three attributes whose change the kernel announces (netlink RECONFIG_DEVICE). */
+export type Reconfiguration = { size: number } | { config: string } | { writeCache: boolean };
 
 /** Seeded faults between the initiator and the handler. Probabilities are 0 to 1, default 0. */
 export interface SimulatedFaults {
@@ -98,20 +104,21 @@ const LUN_RESET = 5;
 
 export class SimulatedDevice {
   readonly name: string;
-  readonly config: string;
+  #config: string;
+  readonly #onReconfigure: SimulatedDeviceOptions['onReconfigure'];
   readonly #native: NativeSimDevice;
   readonly #pending = new Map<number, Pending>();
   readonly #tags = new WeakMap<Promise<CommandResult>, number>();
   #attributes: { commandTimeout: number; queueFullTimeout: number; tmrNotification: boolean };
   #nextTag = 1;
   #idle: (() => void)[] = [];
-  #removed = false;
   #closed = false;
 
   /** @throws ArgumentError when the sizes can't be, DeviceError when the memory can't be had. */
   constructor(options: SimulatedDeviceOptions = {}) {
     this.name = options.name ?? 'sim/disk';
-    this.config = options.config ?? '';
+    this.#config = options.config ?? '';
+    this.#onReconfigure = options.onReconfigure;
     this.#attributes = {
       commandTimeout: options.commandTimeout ?? 30_000,
       queueFullTimeout: options.queueFullTimeout ?? -1,
@@ -133,6 +140,11 @@ export class SimulatedDevice {
       }
       throw this.#failure('create', error);
     }
+  }
+
+  /** dev_config: what the device was made or last reconfigured with. */
+  get config(): string {
+    return this.#config;
   }
 
   /**
@@ -248,6 +260,19 @@ export class SimulatedDevice {
   }
 
   /**
+   * Changes dev_size, dev_config or emulate_write_cache: the handler is asked first, and its refusal
+   * (a throw) leaves everything as it was.
+   * @throws what `onReconfigure` throws; ArgumentError for a dev_config over 255 bytes
+   */
+  async reconfigure(change: Reconfiguration): Promise<void> {
+    if ('config' in change && Buffer.byteLength(change.config) > 255) {
+      throw new ArgumentError(`tcmu: reconfigure ${this.name}: dev_config takes at most 255 bytes`);
+    }
+    await this.#onReconfigure?.(change);
+    if ('config' in change) this.#config = change.config;
+  }
+
+  /**
    * Takes unused data pages away, as a kernel over its global limit does with idle devices: touching
    * them raises SIGBUS. Returns the bytes freed.
    */
@@ -256,27 +281,32 @@ export class SimulatedDevice {
   }
 
   /**
-   * Removes the device: new commands are refused, those in flight are waited for, at most `deadline`
-   * milliseconds, then the handler sees the end of its device. What is still in flight then never
-   * reaches it and ends with NOT READY when the device is closed.
+   * Unlinks the logical unit: new commands are refused with LOGICAL UNIT NOT SUPPORTED. Resolves when
+   * those in flight have ended, or after `deadline` milliseconds: false then.
    */
-  async remove(deadline = 30_000): Promise<void> {
-    if (this.#removed) return;
-    this.#removed = true;
-    this.#native.refuseAll();
+  async detach(deadline = 30_000): Promise<boolean> {
+    if (!this.#closed) this.#native.refuseAll();
     let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, deadline);
+    const late = new Promise<boolean>((resolve) => {
+      timer = setTimeout(resolve, deadline, false);
     });
-    await Promise.race([this.#settled(), late]);
+    const ended = await Promise.race([this.#settled().then(() => true), late]);
     clearTimeout(timer);
+    return ended;
+  }
+
+  /**
+   * Detaches, then takes the device away from its handler, which sees its end. What is in flight after
+   * the deadline never reaches the handler's end of the ring again; it ends by its time-out or `close`.
+   */
+  async remove(deadline?: number): Promise<void> {
+    await this.detach(deadline);
     if (!this.#closed) this.#native.unregister();
   }
 
   /** Ends the simulated kernel at once: what is in flight ends with NOT READY. Idempotent. */
   close(): void {
     this.#closed = true;
-    this.#removed = true;
     this.#native.close();
   }
 

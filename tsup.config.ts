@@ -9,7 +9,7 @@ export default defineConfig({
     sim: 'lib/sim/index.ts',
   },
   format: ['esm', 'cjs'],
-  dts: { compilerOptions: { ignoreDeprecations: '6.0' } },
+  dts: { compilerOptions: { ignoreDeprecations: '6.0', stripInternal: true } },
   shims: true,
   splitting: true,
   sourcemap: true,

@@ -34,6 +34,14 @@ export {
   type TcmuErrorDetails,
 } from './errors.js';
 export { BackingFile, type BackingFileOptions } from './io/backing-file.js';
+export {
+  type ExportOptions,
+  Served,
+  type ServeHandlerOptions,
+  type ServeOptions,
+  serve,
+  serveHandler,
+} from './serve.js';
 export type {
   BlockExtent,
   BlockStore,

@@ -7,6 +7,9 @@
  * (`recover`), exports included, and nothing acknowledged is lost, since the kernel hands every
  * unanswered command to the initiator for a retry.
  */
+import { createHash } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
 import type { Command } from './device/command.js';
 import { Device, type DeviceOptions } from './device/device.js';
 import type { CommandHandler } from './device/handler.js';
@@ -20,7 +23,7 @@ import {
   createBackstore,
   openBackstore,
 } from './target/backstore.js';
-import { exportsOf } from './target/exports.js';
+import { type Exports, exportsOf } from './target/exports.js';
 import { attachIscsi, type IscsiLun, type IscsiOptions } from './target/iscsi.js';
 import { attachLoopback, type LoopbackDisk, type LoopbackOptions } from './target/loopback.js';
 import { recoverBackstore } from './target/recover.js';
@@ -54,8 +57,12 @@ export interface ServeOptions
   recover?: boolean | 'auto';
   /** On SIGINT and SIGTERM undo everything, then end by the same signal. Default true. */
   signals?: boolean;
-  /** How the disk presents itself in INQUIRY; its `serial` is also given to the kernel. */
-  scsi?: BlockDeviceOptions;
+  /**
+   * How the disk presents itself in INQUIRY. Its `serial` is also given to the kernel; default: made from
+   * this machine's id and the backstore's name, so that it is the same at every start. Give your own
+   * where a disk moves between machines.
+   */
+  scsi?: Partial<BlockDeviceOptions>;
 }
 
 /** What a raw handler must say of itself, since there is no store to ask. */
@@ -205,7 +212,8 @@ interface ServedParts {
  *   DeviceError, or what the store's `open` throws. Nothing that it made is left then.
  */
 export async function serve(store: BlockStore, options: ServeOptions): Promise<Served> {
-  const disk = new BlockDevice(store, options.scsi ?? {});
+  const serial = options.scsi?.serial ?? defaultSerial(options.name);
+  const disk = new BlockDevice(store, { ...options.scsi, serial });
   // The store knows its size once it is open, and the kernel wants it before there is a device.
   await disk.open();
   const opened: CommandHandler<Command> = {
@@ -214,18 +222,24 @@ export async function serve(store: BlockStore, options: ServeOptions): Promise<S
     close: () => disk.close(),
   };
   try {
-    const { scsi, ...rest } = options;
-    const serial = scsi?.serial;
-    return await run(opened, disk, {
-      ...rest,
-      size: store.size,
-      blockSize: store.blockSize ?? 512,
-      ...(serial === undefined ? {} : { serial }),
-    });
+    const { scsi: _, ...rest } = options;
+    const { size, blockSize = 512 } = store;
+    return await run(opened, disk, { ...rest, size, blockSize, serial });
   } catch (error) {
     await disk.close();
     throw error;
   }
+}
+
+/** Two disks with one serial number are two paths to one disk to an initiator. */
+function defaultSerial(name: string): string {
+  let machine: string;
+  try {
+    machine = readFileSync('/etc/machine-id', 'utf8').trim();
+  } catch {
+    machine = hostname();
+  }
+  return createHash('sha256').update(`${machine}\0${name}`).digest('hex').slice(0, 32);
 }
 
 /** Serves raw commands. As `serve`. */
@@ -249,12 +263,13 @@ async function run(
       : await takeBack(existing, handler, options);
   const recovered = existing !== undefined;
   try {
-    const found = recovered ? await exportsOf(backstore) : {};
-    const attached = Object.values(found).flat();
+    const none: Exports = { loopback: [], iscsi: [], vhost: [] };
+    const found = recovered ? await exportsOf(backstore) : none;
+    const attached: Detachable[] = [...found.loopback, ...found.iscsi, ...found.vhost];
     const parts = {
-      loopback: found.loopback?.[0],
-      iscsi: found.iscsi?.[0],
-      vhost: found.vhost?.[0],
+      loopback: found.loopback[0],
+      iscsi: found.iscsi[0],
+      vhost: found.vhost[0],
     };
     // An export that the dead handler had is kept; one that it had not got to yet is made now.
     if (wanted?.type === 'loopback' && parts.loopback === undefined) {

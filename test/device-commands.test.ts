@@ -44,7 +44,7 @@ describe('completion', () => {
 
   it('carries data both ways and the CDB exactly as long as its operation code says', async () => {
     const cdbs: Uint8Array[] = [];
-    let memory = new Uint8Array();
+    let memory: Uint8Array = new Uint8Array();
     const { sim } = await serve((command) => {
       cdbs.push(command.cdb);
       if (command.cdb[0] === 0x2a) memory = command.dataOut.toBytes();

@@ -80,7 +80,8 @@ export interface NativeSimDevice {
     cdb: Uint8Array,
     dataOut: Uint8Array | undefined,
     dataIn: Uint8Array | undefined,
-    bidirectional: boolean,
+    /** 0 or 1. */
+    bidirectional: number,
   ): void;
   /** The fds are the caller's. EBUSY while open, ENODEV when unregistered. */
   open(): { memoryFd: number; eventFd: number; doorbellFd: number };

@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "error.h"
+#include "method.h"
 #include "registry.h"
 
 namespace tcmu {
@@ -50,7 +51,7 @@ void SimDevice::init(Napi::Env env, Napi::Object exports) {
   exports.Set("SimDevice",
               DefineClass(env, "SimDevice",
                           {
-                              InstanceMethod<&SimDevice::submit>("submit"),
+                              method<&SimDevice::submit>("submit"),
                               InstanceMethod<&SimDevice::open>("open"),
                               InstanceMethod<&SimDevice::taskManagement>("taskManagement"),
                               InstanceMethod<&SimDevice::expire>("expire"),
@@ -159,20 +160,28 @@ sim::Device& SimDevice::device(Napi::Env env) const {
   return *device_;
 }
 
-// submit(tag, cdb, dataOut?, dataIn?, bidirectional)
-Napi::Value SimDevice::submit(const Napi::CallbackInfo& info) {
-  sim::Device& target = device(info.Env());
+// submit(tag, cdb, dataOut?, dataIn?, bidirectional as 0 or 1)
+napi_value SimDevice::submit(const Arguments<5>& arguments) {
+  sim::Device& target = device(arguments.env);
+  const auto optional = [&](size_t i) -> std::span<uint8_t> {
+    napi_valuetype type;
+    napi_typeof(arguments.env, arguments.values[i], &type);
+    if (type == napi_undefined) return {};
+    const Bytes bytes = arguments.bytes(i);
+    return {bytes.data, bytes.length};
+  };
+  const Bytes cdb = arguments.bytes(1);
   const sim::Request request{
-      .tag = info[0].As<Napi::Number>().Uint32Value(),
+      .tag = arguments.uint32(0),
       .initiator = this,
-      .cdb = bytes(info[1]),
-      .dataOut = bytes(info[2]),
-      .dataIn = bytes(info[3]),
-      .bidirectional = info[4].ToBoolean(),
+      .cdb = {cdb.data, cdb.length},
+      .dataOut = optional(2),
+      .dataIn = optional(3),
+      .bidirectional = arguments.uint32(4) != 0,
   };
   if (pending_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(async_.get()));
   target.submit({&request, 1});
-  return info.Env().Undefined();
+  return nullptr;
 }
 
 Napi::Value SimDevice::open(const Napi::CallbackInfo& info) {

@@ -16,6 +16,7 @@
 
 #include "../sim/device.h"
 #include "environment.h"
+#include "method.h"
 
 namespace tcmu {
 
@@ -41,7 +42,7 @@ class SimDevice : public Napi::ObjectWrap<SimDevice>,
   void deliver(bool fromLoop);
   sim::Device& device(Napi::Env env) const;
 
-  Napi::Value submit(const Napi::CallbackInfo& info);
+  napi_value submit(const Arguments<5>& arguments);
   Napi::Value open(const Napi::CallbackInfo& info);
   Napi::Value taskManagement(const Napi::CallbackInfo& info);
   Napi::Value expire(const Napi::CallbackInfo& info);

@@ -185,7 +185,7 @@ export class SimulatedDevice {
     });
     this.#tags.set(result, tag);
     try {
-      this.#native.submit(tag, cdb, dataOut, dataIn, bidirectional);
+      this.#native.submit(tag, cdb, dataOut, dataIn, bidirectional ? 1 : 0);
     } catch (error) {
       this.#pending.delete(tag);
       throw this.#failure('submit', error);

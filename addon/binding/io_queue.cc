@@ -185,7 +185,7 @@ napi_value IoQueueObject::moveBytes(Operation::Kind kind, const Arguments<4>& ar
       .fd = arguments.int32(1),
       .segments = {&piece, 1},
       .length = bytes.length,
-      .position = static_cast<int64_t>(arguments.size(2)),
+      .position = arguments.position(2),
   };
   return toNumber(arguments.env,
                   submit(operation, arguments.uint32(3), nullptr, 0, arguments.values[0]));

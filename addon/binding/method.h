@@ -43,6 +43,10 @@ struct Arguments {
       throw Napi::RangeError::New(env, "argument " + std::to_string(i) + " is no safe integer >= 0");
     return static_cast<uint64_t>(value);
   }
+  // A file position; -1 is the descriptor's own.
+  int64_t position(size_t i) const {
+    return number(i) == -1 ? -1 : static_cast<int64_t>(size(i));
+  }
   // A detached one has length 0.
   Bytes bytes(size_t i) const {
     napi_typedarray_type type;

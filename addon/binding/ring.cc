@@ -413,7 +413,7 @@ napi_value RingObject::moveFile(Operation::Kind kind, const Arguments<6>& argume
       .segments = memory(slot, offset, length),
       .offset = offset,
       .length = length,
-      .position = static_cast<int64_t>(arguments.size(4)),
+      .position = arguments.position(4),
   };
   return toNumber(arguments.env,
                   io_->submit(operation, arguments.uint32(5), this, slot, nullptr));

@@ -76,7 +76,7 @@ int64_t Operation::transfer(int flags) {
     moved += result;
     offset += static_cast<uint64_t>(result);
     length -= static_cast<uint64_t>(result);
-    position += result;
+    if (position >= 0) position += result;
   }
   return moved;
 }

@@ -17,6 +17,7 @@ struct Operation {
   Kind kind;
   int fd;
   // Read, Write: the part of `segments` that is still to be moved, and the file position it goes to.
+  // Position -1: the descriptor's own, for pipes.
   // Allocate: `position` and `length`; Seek: `position`; Truncate: `length`.
   Segments segments;
   uint64_t offset;

@@ -10,8 +10,8 @@
  *   returns, throws, hangs or isn't there. Never twice, and never for another kind of event: Linux 6.1
  *   drops a waiter from its list before it compares kinds, and nothing can wake it any more.
  * - Events of one device are handled in order, of different devices concurrently.
- * - When the kernel had to drop events (ENOBUFS), everybody who waits is let go by the rescue sequence,
- *   and what changed meanwhile is found in sysfs and configfs.
+ * - When the kernel had to drop events (ENOBUFS), whoever waits for a lost one is let go by the rescue
+ *   sequence, and what changed meanwhile is found in sysfs and configfs.
  */
 import { constants } from 'node:os';
 import { errnoOf, TargetError } from '../errors.js';
@@ -43,6 +43,7 @@ import { listUio, parseUioName, type UioName } from './uio.js';
 const REQUEST_TIMEOUT = 2_000;
 const SETTLE_ATTEMPTS = 5;
 const CHANNEL = 'generic netlink';
+const ANSWER_ADVICE = 'whoever waits for it may be stuck: see rescueNetlink()';
 
 /** One socket: requests with their answers, and a stream of events. */
 class Channel {
@@ -300,18 +301,17 @@ export interface NetlinkOptions {
   host?: TargetHost;
 }
 
-interface Pending {
-  /** Whether the kernel may wait for an answer to it. */
-  answerable: boolean;
-}
-
 interface Known {
   device: NetlinkDevice;
   /** The kernel's number of the device, never the same for two in a row. */
   id: number | undefined;
-  /** `added` was called for it. */
-  announced: boolean;
+  /** What `added` said, when it was called: 0 or -errno. */
+  added?: Promise<number>;
+  /** The kernel, waiting in `enable`, has taken that. */
+  told: boolean;
 }
+
+type Answer = (status: number) => void | Promise<void>;
 
 export class TcmuNetlink {
   readonly #host: TargetHost;
@@ -323,9 +323,6 @@ export class TcmuNetlink {
   readonly #known = new Map<string, Known>();
   /** The end of each device's queue. */
   readonly #queues = new Map<string, Promise<void>>();
-  readonly #pending = new Set<Pending>();
-  /** During a rescue: what comes in is not waited for. */
-  #muted = false;
   #resync: Promise<void> | undefined;
   #resyncAgain = false;
   #closing: Promise<void> | undefined;
@@ -354,7 +351,6 @@ export class TcmuNetlink {
     const receiveBuffer = options.receiveBuffer ?? 4 << 20;
     checkInteger('receiveBuffer', receiveBuffer, 4096, 1 << 30);
     const listener = new TcmuNetlink(handlers, options);
-    listener.#muted = listener.#replies;
     listener.#channel = await Channel.open(listener.#host, receiveBuffer, {
       event: (event) => listener.#take(event),
       overrun: () => listener.#dropped(),
@@ -389,15 +385,15 @@ export class TcmuNetlink {
 
   async #start(existing: boolean): Promise<void> {
     if (this.#replies) {
-      // A predecessor may have left waiters behind, and nobody can tell what they wait for.
+      // A predecessor may have left operations waiting.
       await this.#rescue();
       await this.#channel.command('switch replies on in', encodeReplySwitch(true));
       process.once('exit', this.#atExit);
     }
-    for (const found of await this.#list()) {
-      if (this.#known.has(keyOf(found.device))) continue;
-      this.#known.set(keyOf(found.device), { ...found, announced: existing });
-      if (existing) this.#handle('added', found.device, {}, undefined);
+    for (const { device, id } of await this.#list()) {
+      if (this.#known.has(keyOf(device))) continue;
+      if (existing) this.#added(device, id);
+      else this.#known.set(keyOf(device), { device, id, told: false });
     }
   }
 
@@ -414,9 +410,8 @@ export class TcmuNetlink {
   async #switchOff(): Promise<void> {
     const off = encodeReplySwitch(false);
     try {
+      // Whoever waits was in the socket before the acknowledgement, and is in a queue now.
       await this.#channel.command('switch replies off in', off);
-      // Whoever is waited for was in the socket before the acknowledgement.
-      this.#muted = true;
     } catch (error) {
       // The switch must not stay on because our own socket has failed.
       this.#report(targetError('NETLINK', 'close', CHANNEL, 'trying on another socket', error));
@@ -433,62 +428,84 @@ export class TcmuNetlink {
 
   #take(event: TcmuEvent): void {
     const name = parseUioName(event.uioName);
-    const pending: Pending = { answerable: this.#replies && !this.#muted };
-    this.#pending.add(pending);
-    const answer = (status: number): void => this.#answer(event, pending, status);
     if (name === undefined) {
-      answer(-constants.errno.EINVAL);
+      this.#enqueue('', async () =>
+        this.#answer(event.kind, event.deviceId, -constants.errno.EINVAL),
+      );
       return;
     }
-    const { kind, minor, size, writeCache, config } = event;
+    const { kind, minor, deviceId: id, size, writeCache, config } = event;
     const device = netlinkDevice({ ...name, minor }, this.#host);
     const key = keyOf(device);
     const known = this.#known.get(key);
-    if (kind === 'added' && known?.announced === true && known.id === event.deviceId) {
-      // Found in sysfs before its event came: the same one.
-      void (this.#queues.get(key) ?? Promise.resolve()).then(() => answer(0));
+    const answer = (status: number): void => this.#answer(kind, id, status);
+    if (kind === 'added') {
+      const same = known !== undefined && sameDevice(known, { device, id });
+      const added = same ? known.added : undefined;
+      if (added === undefined) {
+        this.#added(device, id, answer);
+      } else {
+        // Found in sysfs before its event came: the same one.
+        this.#enqueue(key, async () => {
+          const status = await added;
+          if (known?.told !== true) answer(status);
+        });
+      }
       return;
     }
-    if (kind === 'removed') this.#known.delete(key);
-    else {
-      this.#known.set(key, {
-        device: { ...device, config: config ?? device.config },
-        id: event.deviceId,
-        announced: kind === 'added' || (known?.announced ?? false),
-      });
+    if (kind === 'removed') {
+      this.#known.delete(key);
+    } else {
+      const now = { ...device, config: config ?? name.config };
+      if (known === undefined) this.#known.set(key, { device: now, id, told: false });
+      else known.device = now;
     }
     const change = {
       ...(size === undefined ? {} : { size }),
       ...(writeCache === undefined ? {} : { writeCache }),
       ...(config === undefined ? {} : { config }),
     };
-    this.#handle(kind, device, change, answer);
+    void this.#handle(kind, device, change, answer);
   }
 
-  /** Runs the handler behind those of the same device; the deadline counts from now. */
+  /** Calls `added` and keeps its answer; a device that it refuses is none where the kernel waits for it. */
+  #added(device: NetlinkDevice, id: number | undefined, answer?: Answer): Known {
+    const key = keyOf(device);
+    const known: Known = { device, id, told: false };
+    this.#known.set(key, known);
+    known.added = this.#handle('added', device, {}, async (status) => {
+      if (answer !== undefined && this.#replies && status !== 0 && this.#known.get(key) === known) {
+        this.#known.delete(key);
+      }
+      await answer?.(status);
+    });
+    return known;
+  }
+
+  /**
+   * Runs the handler behind what is under way for the same device, then `answer` with 0 or -errno; the
+   * deadline counts from now. Never rejects.
+   */
   #handle(
     kind: TcmuEvent['kind'],
     device: NetlinkDevice,
     change: Reconfiguration,
-    answer: ((status: number) => void) | undefined,
-  ): void {
-    const key = keyOf(device);
-    const before = this.#queues.get(key) ?? Promise.resolve();
+    answer?: Answer,
+  ): Promise<number> {
     const abort = new AbortController();
     const what = `handle netlink event "${kind}" of`;
     const path = `user_${device.hba}/${device.name}`;
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<number>((resolve) => {
       timer = setTimeout(() => {
-        const advice = `its handler has not settled within ${this.#deadline} ms: answered ETIMEDOUT`;
+        const advice = `its handler has not settled within ${this.#deadline} ms`;
         const error = targetError('STUCK', what, path, advice);
         abort.abort(error);
         this.#report(error);
         resolve(-constants.errno.ETIMEDOUT);
       }, this.#deadline);
     });
-    const handled = before.then(async (): Promise<number> => {
-      if (abort.signal.aborted) return -constants.errno.ETIMEDOUT;
+    const run = async (): Promise<number> => {
       try {
         if (kind === 'reconfigured') {
           await this.#handlers.reconfigured?.(device, change, abort.signal);
@@ -497,29 +514,38 @@ export class TcmuNetlink {
         }
         return 0;
       } catch (error) {
-        const errno = errnoOf(error) ?? 'EIO';
         if (!abort.signal.aborted) {
           this.#report(targetError('NETLINK', what, path, 'its handler failed', error));
         }
-        return -((constants.errno as Record<string, number>)[errno] ?? constants.errno.EIO);
+        const known = constants.errno as Record<string, number | undefined>;
+        return -(known[errnoOf(error) ?? 'EIO'] ?? constants.errno.EIO);
       }
+    };
+    return new Promise((resolve) => {
+      this.#enqueue(keyOf(device), async () => {
+        const status = await Promise.race([run(), late]);
+        clearTimeout(timer);
+        resolve(status);
+        await answer?.(status);
+      });
     });
-    const end = Promise.race([handled, late]).then((status) => {
-      clearTimeout(timer);
-      answer?.(status);
-      if (this.#queues.get(key) === end) this.#queues.delete(key);
-    });
+  }
+
+  /** Runs tasks of one device one after the other. */
+  #enqueue(key: string, task: () => Promise<void>): void {
+    const end = (this.#queues.get(key) ?? Promise.resolve())
+      .then(task)
+      .catch((error: unknown) =>
+        this.#report(targetError('NETLINK', 'answer by', CHANNEL, ANSWER_ADVICE, error)),
+      )
+      .then(() => {
+        if (this.#queues.get(key) === end) this.#queues.delete(key);
+      });
     this.#queues.set(key, end);
   }
 
-  #answer(event: TcmuEvent, pending: Pending, status: number): void {
-    this.#pending.delete(pending);
-    if (!pending.answerable) return;
-    try {
-      this.#channel.send(encodeDone(event.kind, event.deviceId, status));
-    } catch (error) {
-      this.#report(targetError('NETLINK', 'answer by', CHANNEL, 'see rescueNetlink()', error));
-    }
+  #answer(kind: TcmuEvent['kind'], id: number, status: number): void {
+    if (this.#replies) this.#channel.send(encodeDone(kind, id, status));
   }
 
   /** The kernel dropped events: find out what changed. Once more if it happens again meanwhile. */
@@ -535,15 +561,8 @@ export class TcmuNetlink {
           if (this.#replies) await this.#rescue();
           await this.#compare();
         } catch (error) {
-          this.#report(
-            targetError(
-              'NETLINK',
-              'catch up after events dropped by',
-              CHANNEL,
-              String(error),
-              error,
-            ),
-          );
+          const advice = 'call rescueNetlink() if an operation is stuck';
+          this.#report(targetError('NETLINK', 'catch up with', CHANNEL, advice, error));
         }
       } while (this.#resyncAgain);
       this.#resync = undefined;
@@ -551,25 +570,29 @@ export class TcmuNetlink {
   }
 
   /**
-   * Lets everybody go who waits in the kernel, ourselves keeping silent: an answer to an event from before
-   * could meet the wait of a later one.
+   * Ends all waits in the kernel whose events are lost to us, so that none lasts for ever: an `enable` can
+   * be found and gets its answer, anything else fails with EINTR. It happens while new waits are blocked,
+   * and after everything that did reach us has been answered: an answer that comes after the reset could
+   * meet a wait of another kind.
    */
   async #rescue(): Promise<void> {
-    try {
-      await rescueNetlink(this.#host, {
-        blocked: () => {
-          this.#muted = true;
-          for (const pending of this.#pending) pending.answerable = false;
-        },
-        reset: async () => {
-          // What is in the socket now belongs to waits that were failed; no new one can begin.
-          await this.#channel.settle();
-          this.#muted = false;
-        },
-      });
-    } finally {
-      this.#muted = false;
-    }
+    await rescueNetlink(this.#host, async () => {
+      await this.#channel.settle();
+      for (const { device, id, enabled } of await this.#list()) {
+        if (enabled || id === undefined || this.#known.get(keyOf(device))?.id === id) continue;
+        // It has its uio device and is not enabled yet: its `enable` waits.
+        const known = this.#added(device, id, async (status) => {
+          try {
+            await this.#channel.command('answer by', encodeDone('added', id, status));
+            known.told = true;
+          } catch (error) {
+            // Not yet, after all: its event is still to come, and is answered then.
+            if (errnoOf(error) !== 'ENODEV') throw error;
+          }
+        });
+      }
+      await Promise.all(this.#queues.values());
+    });
   }
 
   /** Brings the handlers up to what sysfs and configfs say. */
@@ -577,27 +600,35 @@ export class TcmuNetlink {
     const present = new Map((await this.#list()).map((found) => [keyOf(found.device), found]));
     for (const [key, known] of this.#known) {
       const now = present.get(key);
-      // Gone and made anew is another device.
-      if (now?.device.minor === known.device.minor && now.id === known.id) continue;
+      if (now !== undefined && sameDevice(now, known)) continue;
       this.#known.delete(key);
-      this.#handle('removed', known.device, {}, undefined);
+      void this.#handle('removed', known.device, {});
     }
-    for (const [key, found] of present) {
+    for (const [key, { device, id }] of present) {
       const known = this.#known.get(key);
-      this.#known.set(key, { ...found, announced: known?.announced ?? true });
-      if (known === undefined) this.#handle('added', found.device, {}, undefined);
-      else this.#handle('reconfigured', found.device, await this.#current(found.device), undefined);
+      if (known === undefined) {
+        this.#added(device, id);
+      } else {
+        known.device = device;
+        void this.#handle('reconfigured', device, await this.#current(device));
+      }
     }
   }
 
-  async #list(): Promise<Array<Omit<Known, 'announced'>>> {
+  async #list(): Promise<
+    Array<{ device: NetlinkDevice; id: number | undefined; enabled: boolean }>
+  > {
     return Promise.all(
       (await listUio(this.#host)).map(async (found) => {
         const folder = this.#host.target('core', `user_${found.hba}`, found.name);
-        const id = await this.#host.readOptional(`${folder}/statistics/scsi_dev/indx`);
+        const [id, enabled] = await Promise.all([
+          this.#host.readOptional(`${folder}/statistics/scsi_dev/indx`),
+          this.#host.readOptional(`${folder}/enable`),
+        ]);
         return {
           device: netlinkDevice(found, this.#host),
           id: id === undefined ? undefined : Number(id),
+          enabled: enabled !== '0',
         };
       }),
     );
@@ -623,6 +654,16 @@ export class TcmuNetlink {
       // Whoever fails while told of a failure must not stop the other devices.
     }
   }
+}
+
+/** Gone and made anew under the same name is another device. */
+function sameDevice(
+  a: { device: NetlinkDevice; id: number | undefined },
+  b: { device: NetlinkDevice; id: number | undefined },
+): boolean {
+  // The number can't be read everywhere.
+  const idsMatch = a.id === undefined || b.id === undefined || a.id === b.id;
+  return idsMatch && a.device.minor === b.device.minor;
 }
 
 function keyOf(device: UioName): string {

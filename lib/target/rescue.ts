@@ -9,33 +9,25 @@ const ADVICE: Advice = {
   ENOENT: ['NO_MODULE', 'the module is not loaded, or too old for it: modprobe target_core_user'],
 };
 
-/** Where a listener that replies fits its own work in. */
-export interface RescueSteps {
-  /** No new wait can begin; the present ones still can be answered. */
-  blocked?(): void;
-  /** The present ones have been failed too. */
-  reset?(): Promise<void>;
-}
-
 /**
  * Fails every `enable`, resize and removal that waits for a netlink reply, with EINTR; on any device of
  * the machine, so call it when they are stuck, or when no listener is alive. The order is the only one
  * that works: block new waits, fail the present ones, let new ones in again.
  *
+ * @param beforeReset runs while no new wait can begin, and may end waits by answering them
  * @throws TargetError `ERR_TCMU_TARGET_NO_MODULE`, `_PERMISSION`
  */
 export async function rescueNetlink(
   host: TargetHost = localHost,
-  steps: RescueSteps = {},
+  beforeReset: () => Promise<void> = async () => {},
 ): Promise<void> {
   const parameters = `${host.sysfs}/module/target_core_user/parameters`;
   const set = (name: string, value: string): Promise<void> =>
     host.write(`${parameters}/${name}`, value, { advice: ADVICE });
   await set('block_netlink', '1');
   try {
-    steps.blocked?.();
+    await beforeReset();
     await set('reset_netlink', '1');
-    await steps.reset?.();
   } finally {
     await set('block_netlink', '0');
   }

@@ -50,25 +50,24 @@ class Kernel {
 
   // Bytes free behind the head, the last 8 never used.
   uint32_t room() {
-    const uint32_t head = mailbox().head, tail = mailbox().tail;
-    return (tail > head ? tail - head : tail + ring_bytes_ - head) - 8;
+    const uint32_t tail = mailbox().tail % ring_bytes_ & ~7u;
+    return (tail > head_ ? tail - head_ : tail + ring_bytes_ - head_) - 8;
   }
 
   // Place for an entry, padding the ring's end if it does not fit there. None: the ring is full.
   std::optional<uint32_t> reserve(uint32_t bytes) {
-    uint32_t& head = mailbox().head;
-    const uint32_t to_end = ring_bytes_ - head;
+    const uint32_t to_end = ring_bytes_ - head_;
     const uint32_t pad = bytes > to_end ? to_end : 0;
     if (bytes + pad > room()) return {};
     if (pad > 0) {
-      at<layout::EntryHeader>(head) = {pad, 0, 0, 0};
-      head = 0;
+      at<layout::EntryHeader>(head_) = {pad, 0, 0, 0};
+      head_ = 0;
     }
-    return head;
+    return head_;
   }
   void advance(uint32_t bytes) {
-    uint32_t& head = mailbox().head;
-    head = head + bytes == ring_bytes_ ? 0 : head + bytes;
+    head_ = head_ + bytes == ring_bytes_ ? 0 : head_ + bytes;
+    mailbox().head = head_;
   }
 
   struct Piece {
@@ -142,14 +141,15 @@ class Kernel {
 
   void reset() {
     mailbox().head = mailbox().tail = 0;
-    tail_ = 0;
+    head_ = tail_ = 0;
   }
 
   int unknown_marked = 0;
 
  private:
   uint32_t ring_bytes_;
-  uint32_t tail_ = 0;
+  // Its own; what the mailbox says may be a test's lie.
+  uint32_t head_ = 0, tail_ = 0;
   // Exactly as long as it is: the sanitizer sees the first byte behind it.
   std::vector<std::byte> memory_;
 };

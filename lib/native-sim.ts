@@ -65,6 +65,40 @@ export interface NativeSimState {
   doorbells: number;
 }
 
+export interface NativeLoadOptions {
+  depth: number;
+  /** Bytes of one command, a multiple of blockSize. */
+  bytes: number;
+  blockSize: number;
+  firstBlock: number;
+  blocks: number;
+  /** 0 to 1. */
+  readShare: number;
+  sequential: boolean;
+  verify: boolean;
+  /** Integer. */
+  count: number;
+  /** Milliseconds; 0: no limit. */
+  duration: number;
+  /** Integer. */
+  seed: number;
+}
+
+export interface NativeLoadReport {
+  commands: number;
+  reads: number;
+  failed: number;
+  corrupt: number;
+  seconds: number;
+  firstFailedStatus: number;
+  firstSense?: Uint8Array;
+  /** Seconds. */
+  meanLatency: number;
+  maxLatency: number;
+  /** Percentiles 50, 90, 99, 99.9, in seconds. */
+  latency: [number, number, number, number];
+}
+
 export interface NativeSimDevice {
   readonly mapSize: number;
   /** SIM_RESULT_WORDS a result: tag; `status | SIM_HAS_SENSE`; valid bytes of Data-In; residual. */
@@ -108,6 +142,10 @@ export interface NativeSimDevice {
   /** The ring's bytes from `from`, where the kernel has taken completions, to the head. */
   entries(): { from: number; bytes: Uint8Array };
   state(): NativeSimState;
+  /** One at a time: EBUSY. RangeError for options that can't be. `ended` must not throw. */
+  startLoad(options: NativeLoadOptions, ended: (report: NativeLoadReport) => void): void;
+  /** No new commands. */
+  stopLoad(): void;
   /** Finishes what is pending with NOT READY, within the call; ends the thread. Idempotent. */
   close(): void;
 }

@@ -68,6 +68,8 @@ void SimDevice::init(Napi::Env env, Napi::Object exports) {
                               InstanceMethod<&SimDevice::poke>("poke"),
                               InstanceMethod<&SimDevice::entries>("entries"),
                               InstanceMethod<&SimDevice::state>("state"),
+                              InstanceMethod<&SimDevice::startLoad>("startLoad"),
+                              InstanceMethod<&SimDevice::stopLoad>("stopLoad"),
                               InstanceMethod<&SimDevice::close>("close"),
                           }));
 }
@@ -114,6 +116,10 @@ void SimDevice::finished(const sim::Completion& completion) {
 
 void SimDevice::batchEnd() {
   std::lock_guard guard(lock_);
+  wake();
+}
+
+void SimDevice::wake() {
   if (awake_) uv_async_send(async_.get());
 }
 
@@ -122,20 +128,39 @@ void SimDevice::stop() {
     std::lock_guard guard(lock_);
     awake_ = false;
   }
+  if (load_) load_->stop();
   if (device_) device_->stop();
   async_.close();
+}
+
+// While something is pending the event loop lives.
+void SimDevice::hold() {
+  if (pending_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(async_.get()));
+}
+
+void SimDevice::release(uint32_t count) {
+  pending_ -= count;
+  if (pending_ == 0 && async_) uv_unref(reinterpret_cast<uv_handle_t*>(async_.get()));
+}
+
+void SimDevice::enter(const Napi::FunctionReference& function, napi_value argument,
+                      bool fromLoop) {
+  if (fromLoop) environment_.call(function, 1, &argument);
+  else function.Call({argument});
 }
 
 void SimDevice::deliver(bool fromLoop) {
   const Napi::Env env = Env();
   const Napi::HandleScope scope(env);
   std::vector<sim::Completion> batch;
+  bool load_ended;
   {
     std::lock_guard guard(lock_);
     batch.swap(finished_);
+    load_ended = std::exchange(load_ended_, false);
   }
   for (size_t done = 0; done < batch.size() && !environment_.stopping();) {
-    const uint32_t count = static_cast<uint32_t>(std::min<size_t>(kBatch, batch.size() - done));
+    const auto count = static_cast<uint32_t>(std::min<size_t>(kBatch, batch.size() - done));
     for (uint32_t i = 0; i < count; i++, done++) {
       const sim::Completion& completion = batch[done];
       uint32_t* words = results_ + i * kResultWords;
@@ -147,12 +172,44 @@ void SimDevice::deliver(bool fromLoop) {
         std::memcpy(sense_ + i * completion.sense.size(), completion.sense.data(),
                     completion.sense.size());
     }
-    pending_ -= count;
-    const napi_value argument = Napi::Number::New(env, count);
-    if (fromLoop) environment_.call(callback_, 1, &argument);
-    else callback_.Call({argument});
+    release(count);
+    enter(callback_, toNumber(env, count), fromLoop);
   }
-  if (pending_ == 0 && async_) uv_unref(reinterpret_cast<uv_handle_t*>(async_.get()));
+  if (load_ended && !environment_.stopping()) deliverLoad(fromLoop);
+}
+
+void SimDevice::deliverLoad(bool fromLoop) {
+  const Napi::Env env = Env();
+  const std::unique_ptr<sim::LoadGenerator> load = std::move(load_);
+  const Napi::FunctionReference callback = std::move(load_callback_);
+  const sim::LoadReport& report = load->report();
+  auto result = Napi::Object::New(env);
+  const auto set = [&](const char* key, double value) {
+    result.Set(key, Napi::Number::New(env, value));
+  };
+  set("commands", static_cast<double>(report.commands));
+  set("reads", static_cast<double>(report.reads));
+  set("failed", static_cast<double>(report.failed));
+  set("corrupt", static_cast<double>(report.corrupt));
+  set("seconds", report.seconds);
+  set("firstFailedStatus", report.failed ? report.firstFailure.status : 0);
+  set("meanLatency", report.latency.mean() / 1e9);
+  set("maxLatency", static_cast<double>(report.latency.max()) / 1e9);
+  const auto shares = {0.5, 0.9, 0.99, 0.999};
+  auto latency = Napi::Array::New(env, shares.size());
+  uint32_t i = 0;
+  for (const double share : shares)
+    latency.Set(i++, Napi::Number::New(
+                         env, static_cast<double>(report.latency.percentile(share)) / 1e9));
+  result.Set("latency", latency);
+  if (report.failed && report.firstFailure.hasSense) {
+    const auto& sense = report.firstFailure.sense;
+    auto copy = Napi::Uint8Array::New(env, sense.size());
+    std::copy(sense.begin(), sense.end(), copy.Data());
+    result.Set("firstSense", copy);
+  }
+  release(1);
+  enter(callback, result, fromLoop);
 }
 
 sim::Device& SimDevice::device(Napi::Env env) const {
@@ -179,7 +236,7 @@ napi_value SimDevice::submit(const Arguments<5>& arguments) {
       .dataIn = optional(3),
       .bidirectional = arguments.uint32(4) != 0,
   };
-  if (pending_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(async_.get()));
+  hold();
   target.submit({&request, 1});
   return nullptr;
 }
@@ -376,6 +433,44 @@ Napi::Value SimDevice::state(const Napi::CallbackInfo& info) {
   set("doorbells", device_stats.doorbells);
   result.Set("broken", broken ? Napi::String::New(env, broken) : env.Null());
   return result;
+}
+
+// startLoad(options, ended)
+Napi::Value SimDevice::startLoad(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  sim::Device& target = device(env);
+  if (load_) throw codedError(env, "EBUSY", "EBUSY: a load is running");
+  const auto options = info[0].As<Napi::Object>();
+  const double duration = number(options, "duration");
+  sim::LoadOptions load{
+      .depth = static_cast<uint32_t>(number(options, "depth")),
+      .bytes = static_cast<uint32_t>(number(options, "bytes")),
+      .blockSize = static_cast<uint32_t>(number(options, "blockSize")),
+      .firstBlock = static_cast<uint64_t>(number(options, "firstBlock")),
+      .blocks = static_cast<uint64_t>(number(options, "blocks")),
+      .readShare = number(options, "readShare"),
+      .sequential = options.Get("sequential").ToBoolean(),
+      .verify = options.Get("verify").ToBoolean(),
+      .count = static_cast<uint64_t>(number(options, "count")),
+      .seed = static_cast<uint64_t>(number(options, "seed")),
+  };
+  if (duration > 0) load.duration = sim::Milliseconds(static_cast<int64_t>(duration));
+  guarded(env, [&] {
+    load_ = std::make_unique<sim::LoadGenerator>(target, load, [this] {
+      std::lock_guard guard(lock_);
+      load_ended_ = true;
+      wake();
+    });
+  });
+  load_callback_ = Napi::Persistent(info[1].As<Napi::Function>());
+  hold();
+  load_->start();
+  return env.Undefined();
+}
+
+Napi::Value SimDevice::stopLoad(const Napi::CallbackInfo& info) {
+  if (load_) load_->stop();
+  return info.Env().Undefined();
 }
 
 Napi::Value SimDevice::close(const Napi::CallbackInfo& info) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../sim/device.h"
+#include "../sim/load.h"
 #include "environment.h"
 #include "method.h"
 
@@ -38,7 +39,7 @@ class SimDevice : public Napi::ObjectWrap<SimDevice>,
   void batchEnd() override;
 
   void stop() override;
-  // Hands what is finished to lib/. `fromLoop`: nothing of JavaScript is below us on the stack.
+  // Hands what is finished to lib/.
   void deliver(bool fromLoop);
   sim::Device& device(Napi::Env env) const;
 
@@ -59,20 +60,32 @@ class SimDevice : public Napi::ObjectWrap<SimDevice>,
   Napi::Value poke(const Napi::CallbackInfo& info);
   Napi::Value entries(const Napi::CallbackInfo& info);
   Napi::Value state(const Napi::CallbackInfo& info);
+  Napi::Value startLoad(const Napi::CallbackInfo& info);
+  Napi::Value stopLoad(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
+  void deliverLoad(bool fromLoop);
+  // Enters lib/. `fromLoop`: nothing of JavaScript is below us on the stack.
+  void enter(const Napi::FunctionReference& function, napi_value argument, bool fromLoop);
+  void hold();
+  void release(uint32_t count);
 
   Napi::FunctionReference callback_;
   Napi::Reference<Napi::Uint32Array> results_table_;
   Napi::Reference<Napi::Uint8Array> sense_table_;
   uint32_t* results_ = nullptr;
   uint8_t* sense_ = nullptr;
-  uint32_t pending_ = 0;  // submitted and not yet delivered
+  Napi::FunctionReference load_callback_;
+  uint32_t pending_ = 0;  // submitted and not yet delivered; a load counts as one
 
-  std::mutex lock_;  // guards `finished_` and `awake_`
+  void wake();
+
+  std::mutex lock_;  // guards the next three
   std::vector<sim::Completion> finished_;
+  bool load_ended_ = false;
   bool awake_ = false;  // the async is open: other threads may send
   UvHandle<uv_async_t> async_;
-  std::unique_ptr<sim::Device> device_;  // its thread calls us: goes first
+  std::unique_ptr<sim::LoadGenerator> load_;
+  std::unique_ptr<sim::Device> device_;  // its thread calls us and the load: goes first
 };
 
 }  // namespace tcmu

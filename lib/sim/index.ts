@@ -6,6 +6,8 @@ export type { RingEntry, Segment } from './ring-entries.js';
 export {
   type CommandRequest,
   type CommandResult,
+  type LoadOptions,
+  type LoadReport,
   type Reconfiguration,
   SimulatedDevice,
   type SimulatedDeviceOptions,

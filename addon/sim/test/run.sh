@@ -28,6 +28,8 @@ run() { # name sanitizers
 
 run kernel_test address,undefined
 run device_test address,undefined
+run load_test address,undefined
 run device_test thread
+run load_test thread
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

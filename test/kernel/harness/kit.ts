@@ -133,6 +133,16 @@ export class Kit {
     return { proc, ready: fields(match[1] ?? '') };
   }
 
+  /** Runs a program of test/kernel/programs to its end and answers its output. */
+  async run(script: string, args: readonly string[]): Promise<string> {
+    const proc = this.start([process.execPath, join(this.#programDir, `${script}.js`), ...args], {
+      name: script,
+    });
+    const { code } = await proc.wait(60);
+    assert.equal(code, 0, `${script} failed: ${proc.output}`);
+    return proc.output;
+  }
+
   /** Serves a file by the file example's command line and waits until it serves. */
   async serve(path: string, args: readonly string[] = []): Promise<Served> {
     const named = args.indexOf('--name');

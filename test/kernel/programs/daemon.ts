@@ -20,7 +20,7 @@ const listener = await TcmuNetlink.open(
       const [, size, how] = config.split('/');
       if (how === 'slow') await wait(2000);
       if (how === 'bad') throw Object.assign(new Error('cannot open it'), { code: 'EACCES' });
-      const disk = new BlockDevice(new MemoryStore({ size: Number(size) }), {});
+      const disk = new BlockDevice(new MemoryStore({ size: Number(size) }), { serial: name });
       devices.set(name, await Device.open(openUio(uioPath), { handler: disk }));
       console.log(`added ${name}`);
     },

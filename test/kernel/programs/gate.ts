@@ -23,7 +23,7 @@ const { delay } = options;
 class GatedStore implements BlockStore {
   readonly #inner: MemoryStore;
   readonly #waiting: (() => void)[] = [];
-  open = true;
+  isOpen = true;
 
   constructor(size: number) {
     this.#inner = new MemoryStore({ size });
@@ -38,13 +38,13 @@ class GatedStore implements BlockStore {
   }
 
   release(): void {
-    this.open = true;
+    this.isOpen = true;
     for (const go of this.#waiting.splice(0)) go();
   }
 
   #pass(): Promise<void> | undefined {
     if (delay !== undefined) return new Promise((resolve) => setTimeout(resolve, delay));
-    if (this.open) return undefined;
+    if (this.isOpen) return undefined;
     return new Promise((resolve) => this.#waiting.push(resolve));
   }
 
@@ -76,7 +76,7 @@ setInterval(() => {
   console.log(`holding=${told}`);
 }, 250).unref();
 process.on('SIGUSR1', () => {
-  store.open = false;
+  store.isOpen = false;
   console.log('closed');
 });
 process.on('SIGUSR2', () => store.release());

@@ -91,7 +91,7 @@ const store = options.faults === undefined ? memory : faults(memory, options.fau
 if (options.hangFlush === true) {
   Object.assign(store, { flush: () => new Promise<void>(() => {}), writeCache: true });
 }
-const disk = new BlockDevice(store, {});
+const disk = new BlockDevice(store, { serial: options.name });
 
 const handler: CommandHandler<Command> = {
   open: () => disk.open(),

@@ -12,21 +12,16 @@
 import assert from 'node:assert/strict';
 import { constants, type FileHandle, open } from 'node:fs/promises';
 import process from 'node:process';
+import { alignedMemory } from './aligned-memory.js';
 
 const blockBytes = 4096;
 
 const [disk, image, workerCount = '16'] = process.argv.slice(2);
 assert(disk !== undefined && image !== undefined, 'usage: writer <disk> <backing file> [workers]');
 
-/** Node's types leave WebAssembly to the DOM's. */
-const { WebAssembly: wasm } = globalThis as unknown as {
-  WebAssembly: { Memory: new (size: { initial: number }) => { readonly buffer: ArrayBuffer } };
-};
-
-/** Direct I/O wants aligned memory; WebAssembly's is aligned to pages. */
+/** One block; direct I/O wants it aligned. */
 function alignedBuffer(): Uint32Array {
-  const { buffer } = new wasm.Memory({ initial: 1 });
-  return new Uint32Array(buffer, 0, blockBytes / 4);
+  return new Uint32Array(alignedMemory(blockBytes), 0, blockBytes / 4);
 }
 
 /** Every word depends on block, sequence number and place: no mixture of two blocks looks right. */

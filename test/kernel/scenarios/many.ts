@@ -8,10 +8,12 @@ import { scenario } from '../harness/scenario.js';
 const mebibyte = 1024 * 1024;
 const core = '/sys/kernel/config/target/core';
 
+const size = 16 * mebibyte;
+
 /** Shell lines that make a backstore; `enable` returns when the daemon has answered. */
-function create(name: string, config: string, size = 16 * mebibyte): string {
-  const dir = `${core}/user_0/${name}`;
-  const settings = `dev_config=${config},dev_size=${size},hw_block_size=512,cmd_ring_size_mb=1,max_data_area_mb=4`;
+function create(name: string, hba = 'user_0', how = ''): string {
+  const dir = `${core}/${hba}/${name}`;
+  const settings = `dev_config=many/${size}${how},dev_size=${size},hw_block_size=512,cmd_ring_size_mb=1,max_data_area_mb=4`;
   return `mkdir -p ${dir} && printf %s ${settings} > ${dir}/control && printf 1 > ${dir}/enable`;
 }
 
@@ -35,10 +37,9 @@ export default [
     async run(k) {
       const { proc: daemon } = await k.program('daemon');
       const all = names(64);
-      const config = `many/${16 * mebibyte}`;
       k.step('create');
       await k.sh(
-        `${all.map((name) => `(${create(name, config)} || echo failed ${name}) &`).join('\n')}\nwait`,
+        `${all.map((name) => `(${create(name)} || echo failed ${name}) &`).join('\n')}\nwait`,
         { timeoutSeconds: 60, quiet: true },
       );
       assert.equal(listUio().length, 64);
@@ -83,18 +84,19 @@ export default [
     about: 'a slow open delays no other device, a failing one fails its own enable alone',
     async run(k) {
       const { proc: daemon } = await k.program('daemon');
-      const slow = k.start(['/bin/sh', '-c', create('slow', `many/${mebibyte}/slow`)], {
+      const slow = k.start(['/bin/sh', '-c', create('slow', 'user_0', '/slow')], {
         name: 'slow',
       });
-      // Another HBA: configfs itself serialises what happens in one directory.
-      const other = create('quick', `many/${mebibyte}`).replaceAll('user_0', 'user_1');
       await k.waitFor('the slow device', () => listUio().length === 1);
-      await k.sh(other, { timeoutSeconds: 10 });
+      // Another HBA: configfs itself serialises what happens in one directory.
+      await k.sh(create('quick', 'user_1'), { timeoutSeconds: 10 });
       assert(slow.running, 'the quick device did not wait for the slow one');
       assert.equal((await slow.wait(20)).code, 0);
 
-      const bad = create('bad', `many/${mebibyte}/bad`).replaceAll('user_0', 'user_2');
-      const failed = await k.sh(bad, { anyCode: true, timeoutSeconds: 20 });
+      const failed = await k.sh(create('bad', 'user_2', '/bad'), {
+        anyCode: true,
+        timeoutSeconds: 20,
+      });
       assert.notEqual(failed.code, 0, 'the handler refused it');
       await k.sh(
         `rmdir ${core}/user_2/bad ${core}/user_2 ${core}/user_1/quick ${core}/user_1 ${core}/user_0/slow ${core}/user_0`,
@@ -109,13 +111,12 @@ export default [
     async run(k) {
       const first = await k.program('daemon', [], { name: 'first' });
       const all = names(8);
-      const config = `many/${4 * mebibyte}`;
-      await k.sh(all.map((name) => create(name, config)).join(' && '), { quiet: true });
+      await k.sh(all.map((name) => create(name)).join(' && '), { quiet: true });
       first.proc.kill('SIGKILL');
       await first.proc.wait();
 
       k.step('an enable that nobody answers');
-      const stranded = k.start(['/bin/sh', '-c', create('late', config)], { name: 'late' });
+      const stranded = k.start(['/bin/sh', '-c', create('late')], { name: 'late' });
       await k.waitFor('its device', () => listUio().length === 9);
       await k.waitFor('it to wait', () =>
         /State:\s*[DS]/.test(readFileSync(`/proc/${stranded.pid}/status`, 'utf8')),

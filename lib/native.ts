@@ -152,7 +152,7 @@ export interface NativeIo {
   write(source: Uint8Array, fd: number, position: number, mode: number): number;
   /** fdatasync (IO_INLINE in `mode`: at once). Returns 0 or -id. */
   datasync(fd: number, mode: number): number;
-  /** fallocate(2) with FALLOC_FL_* `flags`; on a block device BLKDISCARD / BLKZEROOUT as the flags ask. */
+  /** fallocate(2) with FALLOC_FL_* `flags`; allocating (0) on a block device does nothing. */
   allocate(fd: number, flags: number, position: number, length: number, mode: number): number;
   /** lseek(2) with `whence` SEEK_DATA (3) or SEEK_HOLE (4), without moving anybody's offset visibly; -id. Result: offset, or -ENXIO. */
   seek(fd: number, position: number, whence: number, mode: number): number;

@@ -15,7 +15,7 @@ Napi::Value factsOf(const Napi::CallbackInfo& info) {
   const int error = fileFacts(info[0].ToNumber().Int32Value(), facts, call);
   if (error != 0) throw systemError(env, error, call);
   static constexpr const char* kKinds[] = {"file", "block", "other"};
-  const auto result = Napi::Object::New(env);
+  auto result = Napi::Object::New(env);
   result["kind"] = Napi::String::New(env, kKinds[static_cast<int>(facts.kind)]);
   result["size"] = Napi::Number::New(env, static_cast<double>(facts.size));
   result["blockSize"] = Napi::Number::New(env, facts.block_size);

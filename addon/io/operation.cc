@@ -4,8 +4,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/falloc.h>
-#include <linux/fs.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -28,15 +26,11 @@ int64_t retried(Call&& call) {
   }
 }
 
+// Block devices know hole punching too, as zeroing that deallocates (BLKDISCARD promises no zeros).
 int64_t allocate(int fd, int flags, int64_t position, uint64_t length) {
   struct stat facts;
-  if (fstat(fd, &facts) != 0) return -errno;
-  if (!S_ISBLK(facts.st_mode))
-    return retried([&] { return fallocate(fd, flags, position, static_cast<off_t>(length)); });
-  uint64_t range[2] = {static_cast<uint64_t>(position), length};
-  if (flags & FALLOC_FL_PUNCH_HOLE) return retried([&] { return ioctl(fd, BLKDISCARD, range); });
-  if (flags & FALLOC_FL_ZERO_RANGE) return retried([&] { return ioctl(fd, BLKZEROOUT, range); });
-  return 0;  // a block device's blocks are there
+  if (flags == 0 && fstat(fd, &facts) == 0 && S_ISBLK(facts.st_mode)) return 0;  // it has its blocks
+  return retried([&] { return fallocate(fd, flags, position, static_cast<off_t>(length)); });
 }
 
 // Finds data or a hole and puts the file's offset back, which other users of the descriptor may use.

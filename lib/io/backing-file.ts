@@ -19,7 +19,10 @@ export interface BackingFileOptions {
   readOnly?: boolean;
   /** Create the file when it does not exist. Default false. */
   create?: boolean;
-  /** Fail when it exists (with `create`). Default false. */
+  /**
+   * With `create`: fail when it exists. Without: claim a block device (O_EXCL), EBUSY while it is
+   * mounted or otherwise claimed, and so for others from then on. Default false.
+   */
   exclusive?: boolean;
   /** O_DIRECT: no page cache; positions and lengths must suit the device's blocks. Default false. */
   direct?: boolean;
@@ -74,7 +77,7 @@ export class BackingFile {
     const flags =
       (options.readOnly ? constants.O_RDONLY : constants.O_RDWR) |
       (options.create ? constants.O_CREAT : 0) |
-      (options.create && options.exclusive ? constants.O_EXCL : 0) |
+      (options.exclusive ? constants.O_EXCL : 0) |
       (options.direct ? constants.O_DIRECT : 0) |
       (options.noFollow ? constants.O_NOFOLLOW : 0) |
       // A FIFO would block the open; it is refused below.

@@ -1,0 +1,5 @@
+/** The parts to build on: the store, and what it is made of. The command line is `cli.ts`. */
+export { resolvePath } from './allowed-path.js';
+export { FileStore, type FileStoreOptions } from './file-store.js';
+export { GroupSync } from './group-sync.js';
+export { formatSize, parseSize } from './size.js';

@@ -1,0 +1,299 @@
+/** The command line: what may be said, and what it means. Nothing is opened here but a password file. */
+import { readFileSync, statSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+import { parseSize } from './size.js';
+
+export const HELP = `Serve a raw file or block device as a SCSI disk of this machine, over iSCSI, or to a virtual machine.
+
+  tcmu-file <path> --name <name> [options]
+
+  tcmu-file /srv/disk.img --name d0 --size 10G      creates the file if need be; prints the disk, /dev/sdX
+  tcmu-file /dev/vg0/lv1 --name d1 --export iscsi --iqn iqn.2026-01.org.example:d1 \\
+      --portal 192.0.2.1 --initiator iqn.2026-01.org.example:host1 --chap-user alice \\
+      --chap-password-file /etc/tcmu/alice
+
+The disk
+  --name <name>            name of the backstore, unique on this machine; required unless --uio is given
+  --size <size>            create the file with this size, or make a shorter one longer: 512M, 10G, 1T …
+                           Space is taken only as it is written. Default: the size that it has
+  --block-size <bytes>     512, 1024, 2048 or 4096. Default 512, or the block device's own
+  --read-only              refuse writes; several read-only servers may share a file
+  --no-write-cache         answer each write when it is durable, not when the kernel has it
+  --direct                 O_DIRECT: past this machine's page cache
+  --io <where>             auto (default): in the thread pool only what would wait; inline: all at once on the
+                           main thread; pool: all in the thread pool
+  --allow-dir <directory>  refuse a path that leads out of it, symbolic links resolved
+  --allow-shrink           let --size, and SIGHUP after the file was cut, make the disk shorter
+
+Who gets it
+  --export <fabric>        loopback (default): /dev/sdX here; iscsi; vhost: QEMU's vhost-scsi; none
+  --iqn <name>             iSCSI: name of the target
+  --portal <address>       iSCSI: address[:port] to listen on; repeatable. Default 127.0.0.1:3260
+  --initiator <name>       iSCSI: who may log in; repeatable
+  --anyone                 iSCSI: everybody who reaches a portal may log in
+  --chap-user <name>       iSCSI: ask for this CHAP name, and for the password in …
+  --chap-password-file <file>   … this file (its first line), or else in $TCMU_CHAP_PASSWORD
+
+The kernel's side
+  --max-sectors <n>        largest I/O in blocks. Default 1 MiB's worth (2048 of 512 bytes)
+  --data-area-mb <n>       memory shared with the kernel for data
+  --ring-mb <n>            memory shared with the kernel for commands, 1 to 8
+  --timeout <seconds>      when the kernel gives up on a command; 0: never. Kernel's default 30
+  --concurrency <n>        most commands worked on at a time. Default 64
+  --recover                take back the device of that name that a killed server left, its I/O waiting
+  --uio <device>           serve a device that exists, such as /dev/uio0, and touch no configfs: needs no
+                           privilege but access to that device and the file
+
+  --json                   print the ready line and messages as JSON
+  --help, --version
+
+When it serves, it prints one line: ready name=d0 uio=/dev/uio0 disk=/dev/sda (disk= for loopback only).
+Everything else goes to the standard error.
+SIGINT, SIGTERM: finish what is under way, make it durable, remove what was created, exit.
+SIGHUP: look at the file's size again (after truncate -s, lvextend …) and resize the disk.
+Exit codes: 0 ended by a signal, 1 failure, 2 wrong usage.
+`;
+
+/** A mistake on the command line. */
+export class UsageError extends Error {}
+
+export interface IscsiChoice {
+  iqn: string;
+  portals: string[];
+  initiators: string[];
+  anyone: boolean;
+  chap: { user: string; password: string } | undefined;
+}
+
+export type ExportChoice =
+  | { type: 'loopback' | 'vhost' | 'none' }
+  | ({ type: 'iscsi' } & IscsiChoice);
+
+export interface Options {
+  path: string;
+  /** Empty with `uio`: the device has its name already. */
+  name: string;
+  size: number | undefined;
+  blockSize: number | undefined;
+  readOnly: boolean;
+  writeCache: boolean;
+  direct: boolean;
+  io: 'auto' | 'inline' | 'pool';
+  allowedDirectory: string | undefined;
+  allowShrink: boolean;
+  export: ExportChoice;
+  maxSectors: number | undefined;
+  dataAreaMb: number | undefined;
+  ringMb: number | undefined;
+  timeout: number | undefined;
+  concurrency: number | undefined;
+  recover: boolean;
+  uio: string | undefined;
+  json: boolean;
+}
+
+const FLAG = { type: 'boolean', default: false } as const;
+const TEXT = { type: 'string' } as const;
+const LIST = { type: 'string', multiple: true } as const;
+
+function read(args: readonly string[]) {
+  try {
+    return parseArgs({
+      args: [...args],
+      allowPositionals: true,
+      options: {
+        name: TEXT,
+        size: TEXT,
+        'block-size': TEXT,
+        'read-only': FLAG,
+        'no-write-cache': FLAG,
+        direct: FLAG,
+        io: TEXT,
+        'allow-dir': TEXT,
+        'allow-shrink': FLAG,
+        export: TEXT,
+        iqn: TEXT,
+        portal: LIST,
+        initiator: LIST,
+        anyone: FLAG,
+        'chap-user': TEXT,
+        'chap-password-file': TEXT,
+        'max-sectors': TEXT,
+        'data-area-mb': TEXT,
+        'ring-mb': TEXT,
+        timeout: TEXT,
+        concurrency: TEXT,
+        recover: FLAG,
+        uio: TEXT,
+        json: FLAG,
+        help: { ...FLAG, short: 'h' },
+        version: FLAG,
+      },
+    });
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+}
+
+type Values = ReturnType<typeof read>['values'];
+
+/** @throws UsageError */
+export function parseOptions(
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = process.env,
+): Options | 'help' | 'version' {
+  const { values, positionals } = read(args);
+  if (values.help) return 'help';
+  if (values.version) return 'version';
+  const [path, ...more] = positionals;
+  if (path === undefined) throw new UsageError('which file or block device? Give its path');
+  if (more.length > 0) throw new UsageError(`one path only: ${more.join(' ')} is too much`);
+  return {
+    path,
+    name: deviceName(values),
+    size: sizeOf(values.size),
+    blockSize: number(values, 'block-size', [512, 1024, 2048, 4096]),
+    readOnly: values['read-only'],
+    writeCache: !values['no-write-cache'],
+    direct: values.direct,
+    io: choice('io', values.io ?? 'auto', ['auto', 'inline', 'pool']),
+    allowedDirectory: values['allow-dir'],
+    allowShrink: values['allow-shrink'],
+    export: exportChoice(values, env),
+    maxSectors: number(values, 'max-sectors'),
+    dataAreaMb: number(values, 'data-area-mb'),
+    ringMb: number(values, 'ring-mb'),
+    timeout: number(values, 'timeout', undefined, 0),
+    concurrency: number(values, 'concurrency'),
+    recover: values.recover,
+    uio: values.uio,
+    json: values.json,
+  };
+}
+
+/** What concerns making a device says nothing about one that exists. */
+const NOT_WITH_UIO = [
+  'name',
+  'export',
+  'max-sectors',
+  'data-area-mb',
+  'ring-mb',
+  'timeout',
+  'recover',
+] as const;
+
+function deviceName(values: Values): string {
+  if (values.uio === undefined) {
+    if (values.name === undefined) throw new UsageError('--name is missing: name the backstore');
+    return values.name;
+  }
+  const wrong = NOT_WITH_UIO.find((option) => values[option] !== undefined && values[option]);
+  if (wrong !== undefined) {
+    throw new UsageError(`--${wrong} does not go with --uio: that device exists already`);
+  }
+  return '';
+}
+
+function sizeOf(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const size = parseSize(text);
+  if (size === undefined || size === 0) {
+    throw new UsageError(`--size ${text}: give a size such as 512M, 10G or 1073741824`);
+  }
+  return size;
+}
+
+function number(
+  values: Values,
+  option: 'block-size' | 'max-sectors' | 'data-area-mb' | 'ring-mb' | 'timeout' | 'concurrency',
+  allowed?: readonly number[],
+  least = 1,
+): number | undefined {
+  const text = values[option];
+  if (text === undefined) return undefined;
+  const value = Number(text);
+  const good =
+    /^\d+$/.test(text) &&
+    Number.isSafeInteger(value) &&
+    value >= least &&
+    (allowed?.includes(value) ?? true);
+  if (!good) {
+    const rule = allowed?.join(', ') ?? `a whole number from ${least} on`;
+    throw new UsageError(`--${option} ${text}: give ${rule}`);
+  }
+  return value;
+}
+
+function choice<T extends string>(option: string, text: string, allowed: readonly T[]): T {
+  const found = allowed.find((value) => value === text);
+  if (found === undefined) throw new UsageError(`--${option} ${text}: give ${allowed.join(', ')}`);
+  return found;
+}
+
+const ISCSI_ONLY = [
+  'iqn',
+  'portal',
+  'initiator',
+  'anyone',
+  'chap-user',
+  'chap-password-file',
+] as const;
+
+function exportChoice(values: Values, env: NodeJS.ProcessEnv): ExportChoice {
+  const type = choice('export', values.export ?? (values.uio === undefined ? 'loopback' : 'none'), [
+    'loopback',
+    'iscsi',
+    'vhost',
+    'none',
+  ]);
+  if (type !== 'iscsi') {
+    const wrong = ISCSI_ONLY.find((option) => values[option]);
+    if (wrong !== undefined) throw new UsageError(`--${wrong} goes with --export iscsi only`);
+    return { type };
+  }
+  const { iqn, portal = [], initiator = [], anyone } = values;
+  if (iqn === undefined) throw new UsageError('--export iscsi needs --iqn, the name of the target');
+  if (anyone === initiator.length > 0) {
+    throw new UsageError('--export iscsi needs either --initiator or --anyone: who may log in?');
+  }
+  return {
+    type,
+    iqn,
+    portals: portal,
+    initiators: initiator,
+    anyone,
+    chap: chap(values, env),
+  };
+}
+
+function chap(values: Values, env: NodeJS.ProcessEnv): IscsiChoice['chap'] {
+  const user = values['chap-user'];
+  const file = values['chap-password-file'];
+  if (user === undefined) {
+    if (file !== undefined) throw new UsageError('--chap-password-file needs --chap-user');
+    return undefined;
+  }
+  if (file !== undefined) return { user, password: passwordFrom(file) };
+  const password = env['TCMU_CHAP_PASSWORD'];
+  if (!password) {
+    throw new UsageError('--chap-user needs --chap-password-file or $TCMU_CHAP_PASSWORD');
+  }
+  return { user, password };
+}
+
+function passwordFrom(file: string): string {
+  let password: string | undefined;
+  try {
+    if ((statSync(file).mode & 0o007) !== 0) {
+      throw new UsageError(
+        `--chap-password-file ${file}: everybody may read it; chmod 640 ${file}, and choose a new password`,
+      );
+    }
+    [password] = readFileSync(file, 'utf8').split('\n');
+  } catch (error) {
+    if (error instanceof UsageError) throw error;
+    throw new UsageError(`--chap-password-file ${file}: ${(error as Error).message}`);
+  }
+  if (!password) throw new UsageError(`--chap-password-file ${file}: its first line is empty`);
+  return password;
+}

@@ -1,0 +1,114 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { HELP, type Options, parseOptions, UsageError } from '../src/options.js';
+
+const dir = mkdtempSync(join(tmpdir(), 'tcmu-options-'));
+afterAll(() => rmSync(dir, { recursive: true }));
+
+const options = (line: string, env = {}) => parseOptions(line.split(' '), env) as Options;
+const mistake = (line: string, env = {}) => {
+  try {
+    parseOptions(line === '' ? [] : line.split(' '), env);
+  } catch (error) {
+    if (error instanceof UsageError) return error.message;
+    throw error;
+  }
+  return 'none';
+};
+
+describe('parseOptions', () => {
+  it('has defaults that are safe', () => {
+    expect(options('/a --name d0')).toMatchObject({
+      path: '/a',
+      name: 'd0',
+      size: undefined,
+      readOnly: false,
+      writeCache: true,
+      direct: false,
+      io: 'auto',
+      allowShrink: false,
+      recover: false,
+      export: { type: 'loopback' },
+    });
+  });
+
+  it('reads sizes and numbers', () => {
+    expect(
+      options('/a --name d0 --size 1.5G --block-size 4096 --max-sectors 256 --timeout 0'),
+    ).toMatchObject({ size: 1.5 * 1024 ** 3, blockSize: 4096, maxSectors: 256, timeout: 0 });
+  });
+
+  it('reads an iSCSI export', () => {
+    const line =
+      '/a --name d0 --export iscsi --iqn iqn.2026-01.org.example:d0 --portal ::1 --portal 10.0.0.1:3261 --initiator iqn.2026-01.org.example:me --chap-user me';
+    expect(options(line, { TCMU_CHAP_PASSWORD: 'secret' }).export).toEqual({
+      type: 'iscsi',
+      iqn: 'iqn.2026-01.org.example:d0',
+      portals: ['::1', '10.0.0.1:3261'],
+      initiators: ['iqn.2026-01.org.example:me'],
+      anyone: false,
+      chap: { user: 'me', password: 'secret' },
+    });
+  });
+
+  it('takes the first line of a password file that not everybody may read', () => {
+    const file = join(dir, 'password');
+    writeFileSync(file, 'from the file\nnot this\n', { mode: 0o600 });
+    const line =
+      '/a --name d0 --export iscsi --iqn i --anyone --chap-user me --chap-password-file ';
+    expect(options(line + file).export).toMatchObject({ chap: { password: 'from the file' } });
+    const open = join(dir, 'open');
+    writeFileSync(open, 'x', { mode: 0o644 });
+    expect(mistake(line + open)).toMatch(/everybody may read it/);
+    expect(mistake(`${line}${dir}/none`)).toMatch(/ENOENT/);
+  });
+
+  it.each([
+    ['', /which file/],
+    ['/a', /--name is missing/],
+    ['/a /b --name d0', /\/b is too much/],
+    ['/a --name d0 --frobnicate', /--frobnicate/],
+    ['/a --name d0 --size 0', /--size 0/],
+    ['/a --name d0 --size 1X', /--size 1X/],
+    ['/a --name d0 --block-size 513', /512, 1024, 2048, 4096/],
+    ['/a --name d0 --io uring', /auto, inline, pool/],
+    ['/a --name d0 --max-sectors 0', /from 1 on/],
+    ['/a --name d0 --concurrency 1.5', /whole number/],
+    ['/a --name d0 --export nfs', /loopback, iscsi, vhost, none/],
+    ['/a --name d0 --iqn i', /--iqn goes with --export iscsi/],
+    ['/a --name d0 --export iscsi', /needs --iqn/],
+    ['/a --name d0 --export iscsi --iqn i', /who may log in/],
+    ['/a --name d0 --export iscsi --iqn i --anyone --initiator j', /who may log in/],
+    ['/a --name d0 --export iscsi --iqn i --anyone --chap-user u', /TCMU_CHAP_PASSWORD/],
+    ['/a --name d0 --export iscsi --iqn i --anyone --chap-password-file f', /needs --chap-user/],
+    ['/a --uio /dev/uio0 --name d0', /--name does not go with --uio/],
+    ['/a --uio /dev/uio0 --recover', /--recover does not go with --uio/],
+    ['/a --uio /dev/uio0 --timeout 0', /--timeout does not go with --uio/],
+  ])('refuses %j', (line, message) => expect(mistake(line)).toMatch(message));
+
+  it('takes no password from the command line', () => {
+    expect(mistake('/a --name d0 --chap-password x')).toMatch(/--chap-password/);
+  });
+
+  it('serves an existing device without a name', () => {
+    expect(options('/a --uio /dev/uio0')).toMatchObject({
+      uio: '/dev/uio0',
+      export: { type: 'none' },
+    });
+  });
+
+  it('helps', () => {
+    expect(parseOptions(['--help'])).toBe('help');
+    expect(parseOptions(['-h', 'x', 'y'])).toBe('help');
+    expect(parseOptions(['--version'])).toBe('version');
+    // What is documented is taken, and the other way round.
+    const documented = [...HELP.matchAll(/^ {2}(--[a-z-]+)/gm)].map((match) => match[1] as string);
+    expect(documented.length).toBeGreaterThan(20);
+    for (const option of documented.filter((name) => name !== '--help')) {
+      expect(mistake(`/a --name d0 ${option}`)).not.toMatch(/Unknown option/);
+    }
+    for (const line of HELP.split('\n')) expect(line.length).toBeLessThanOrEqual(110);
+  });
+});

@@ -85,11 +85,16 @@ export function explain(
   advice: Advice = {},
 ): TargetError {
   const errno = errnoOf(error) ?? 'failed';
-  const [problem, text] = advice[errno] ?? GENERAL[errno] ?? other(root, path, errno);
+  const [problem, text] = advice[errno] ?? GENERAL[errno] ?? other(root, operation, path, errno);
   return targetError(problem, operation, path, text, error);
 }
 
-function other(root: string, path: string, errno: string): readonly [TargetProblem, string] {
+function other(
+  root: string,
+  operation: string,
+  path: string,
+  errno: string,
+): readonly [TargetProblem, string] {
   if (errno === 'EACCES' || errno === 'EPERM') {
     return process.geteuid?.() === 0
       ? ['PERMISSION', 'root is not enough here: a container or a security policy forbids it']
@@ -97,7 +102,8 @@ function other(root: string, path: string, errno: string): readonly [TargetProbl
   }
   if (errno !== 'ENOENT') return ['FAILED', "the kernel's log (dmesg) may say why"];
   if (path.startsWith(`${root}/`) && !exists(root)) return noConfigfs(root);
-  return exists(dirname(path))
+  // Only attributes are read and written, and they come with their folder.
+  return /^(read|write) /.test(`${operation} `) && exists(dirname(path))
     ? ['UNSUPPORTED', 'this kernel has no such attribute: it is too old for this option']
     : ['NOT_FOUND', `${nearestMissing(path)} does not exist (any more)`];
 }

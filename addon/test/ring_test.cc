@@ -16,7 +16,7 @@ struct Fixture {
   explicit Fixture(uint32_t ring_bytes = 4096, uint32_t data_bytes = 65536)
       : kernel(ring_bytes, data_bytes), ring(kernel.memory(), onRevoke, this) {
     info.resize(ring.capacity() * RingTables::kInfoWords);
-    cdbs.resize(ring.capacity() * RingTables::kCdbBytes);
+    cdbs.resize(ring.capacity() * RingTables::kCdbBytes, 0xee);
     events.resize(256);
   }
   static void onRevoke(void* self, uint32_t slot) {
@@ -388,6 +388,9 @@ TEST(noticesAResetWhenFetching) {
   EXPECT(f.complete(old[0], 0, 0, 0, 0));
   EXPECT(!f.ring.moveTail());
   EXPECT(f.kernel.data()[0] == 0xaa && f.revoked.back() == static_cast<uint32_t>(old[0]));
+  f.kernel.taskManagement(1, {1});
+  EXPECT(f.fetch().size() == 1);
+  EXPECT(f.ring.takeTaskManagement().slots == std::vector<uint32_t>{static_cast<uint32_t>(got[1])});
   EXPECT(f.complete(got[1], 0, 0, 0, 0));
   EXPECT(f.ring.moveTail());
   const auto answers = f.kernel.collect();
@@ -505,6 +508,14 @@ TEST(refusesEntryLengthsThatCannotBe) {
     EXPECT(f.ring.fault()->message.find("0x") != std::string::npos);
     EXPECT(!f.ring.moveTail());
   }
+}
+
+TEST(refusesACommandEntryThatAResponseOverflows) {
+  Fixture f;
+  const auto place = f.kernel.command(1, {0});
+  f.kernel.at<uint32_t>(*place) = 104 | 1;
+  f.kernel.at<layout::CommandRequest>(*place).cdb_offset = Kernel::kRingOffset + 48;
+  EXPECT(f.corrupt());
 }
 
 TEST(refusesIovecsThatCannotBe) {

@@ -6,7 +6,6 @@
 import type { DataIn, DataOut, MaybePromise } from '../device/data.js';
 import { BufferError } from '../errors.js';
 import type { BackingFile } from '../io/backing-file.js';
-import { chain } from './maybe.js';
 
 abstract class MemoryData {
   readonly bytes: Uint8Array;
@@ -57,7 +56,7 @@ export class MemoryDataOut extends MemoryData implements DataOut {
   }
 
   writeTo(file: BackingFile, position: number): MaybePromise<void> {
-    return chain(file.writeFrom(this.bytes, position), nothing);
+    return file.writeFrom(this.bytes, position);
   }
 
   isZero(): boolean {
@@ -91,14 +90,9 @@ export class MemoryDataIn extends MemoryData implements DataIn {
   }
 
   readFrom(file: BackingFile, position: number): MaybePromise<number> {
-    return chain(file.readInto(this.bytes, position), (count) => {
-      this.bytes.fill(0, count);
-      return count;
-    });
+    return file.readInto(this.bytes, position);
   }
 }
-
-function nothing(): void {}
 
 /** Whether every byte is zero. */
 export function isZero(bytes: Uint8Array): boolean {

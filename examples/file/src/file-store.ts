@@ -76,6 +76,8 @@ export class FileStore implements BlockStore {
   readonly unmapGranularity: number;
   /** There only where the file system or device deallocates: the disk is thin then. */
   readonly unmap?: NonNullable<BlockStore['unmap']>;
+  /** The file did not exist and was made. */
+  readonly created: boolean;
   /** There only for files: block devices don't tell. */
   readonly blockStatus?: NonNullable<BlockStore['blockStatus']>;
 
@@ -96,28 +98,28 @@ export class FileStore implements BlockStore {
   private constructor(
     file: BackingFile,
     buffered: BackingFile,
-    size: number,
-    canPunch: boolean,
+    facts: { size: number; created: boolean; canPunch: boolean },
     options: FileStoreOptions,
   ) {
-    const { facts } = file;
+    const { kind, blockSize, physicalBlockSize } = file.facts;
     this.#file = file;
     this.#buffered = buffered;
-    this.#size = size;
-    this.#end = size;
+    this.#size = facts.size;
+    this.#end = facts.size;
+    this.created = facts.created;
     this.#allowShrink = options.allowShrink ?? false;
     this.#warn = options.onWarning ?? (() => {});
     this.blockSize = blockSizeFor(file, options.blockSize);
     this.physicalBlockSize = multipleOf(
       this.blockSize,
-      facts.kind === 'block' ? facts.physicalBlockSize : Math.min(facts.blockSize, 4096),
+      kind === 'block' ? physicalBlockSize : Math.min(blockSize, 4096),
     );
-    this.unmapGranularity = multipleOf(this.blockSize, facts.blockSize);
+    this.unmapGranularity = multipleOf(this.blockSize, blockSize);
     this.readOnly = file.readOnly;
     this.writeCache = (options.writeCache ?? true) && !this.readOnly;
     this.supportsFua = !this.readOnly;
-    if (canPunch) this.unmap = (position, length) => this.#zero(position, length, true);
-    if (facts.kind === 'file') {
+    if (facts.canPunch) this.unmap = (position, length) => this.#zero(position, length, true);
+    if (kind === 'file') {
       this.blockStatus = (position, length) => this.#extents(position, length);
       this.#watch = setInterval(() => this.check(), WATCH_INTERVAL_MS).unref();
     }
@@ -156,7 +158,8 @@ export class FileStore implements BlockStore {
           io: options.io ?? 'auto',
         });
       }
-      return new FileStore(file, buffered, size, await canPunch(file), options);
+      const facts = { size, created, canPunch: await canPunch(file) };
+      return new FileStore(file, buffered, facts, options);
     } catch (error) {
       if (created) await unlink(await readlink(`/proc/self/fd/${file.fd}`));
       if (buffered !== file) await buffered.close();

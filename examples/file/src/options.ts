@@ -40,7 +40,10 @@ The kernel's side
   --ring-mb <n>            memory shared with the kernel for commands, 1 to 8
   --timeout <seconds>      when the kernel gives up on a command; 0: never. Kernel's default 30
   --concurrency <n>        most commands worked on at a time. Default 64
-  --recover                take back the device of that name that a killed server left, its I/O waiting
+  --serial <text>          what initiators know the disk by. Default: made from this machine's id and the
+                           name; give one where the disk moves between machines
+  --recover                take back the device of that name that a killed server left, its I/O waiting; when
+                           there is none, create it
   --uio <device>           serve a device that exists, such as /dev/uio0, and touch no configfs: needs no
                            privilege but access to that device and the file
 
@@ -88,6 +91,7 @@ export interface Options {
   timeout: number | undefined;
   concurrency: number | undefined;
   recover: boolean;
+  serial: string | undefined;
   uio: string | undefined;
   json: boolean;
 }
@@ -124,6 +128,7 @@ function read(args: readonly string[]) {
         timeout: TEXT,
         concurrency: TEXT,
         recover: FLAG,
+        serial: TEXT,
         uio: TEXT,
         json: FLAG,
         help: { ...FLAG, short: 'h' },
@@ -166,6 +171,7 @@ export function parseOptions(
     timeout: number(values, 'timeout', undefined, 0),
     concurrency: number(values, 'concurrency'),
     recover: values.recover,
+    serial: values.serial,
     uio: values.uio,
     json: values.json,
   };

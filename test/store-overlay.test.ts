@@ -116,6 +116,18 @@ describe('overlay', () => {
     expect(await vague.blockStatus?.(0, 4096, context)).toEqual([{ length: 4096, status: 'data' }]);
   });
 
+  test('untouched stretches of the map are passed over, up to the first written block', async () => {
+    const blocks = 200_000;
+    const disk = overlay(new BareStore(memory(blocks)), memory(blocks));
+    const untilChange = async () =>
+      (await disk.blockStatus?.(0, blocks * 512, context))?.[0]?.length;
+    expect(await untilChange()).toBe(blocks * 512);
+    for (const lba of [150_000, 98_304, 65_536, 40_000, 1]) {
+      await write(disk, lba, 1, 1);
+      expect(await untilChange()).toBe(lba * 512);
+    }
+  });
+
   test('a failed write leaves the old contents to be seen', async () => {
     const base = memory();
     await write(base, 0, 8, 1);

@@ -1,6 +1,6 @@
 /** Bundles the TypeScript of test/kernel for plain Node, inside the guest and out. */
-import { readdirSync } from 'node:fs';
-import { join } from 'node:path';
+import { readdirSync, rmSync } from 'node:fs';
+import { join, relative } from 'node:path';
 import { projectRoot } from './setup.mjs';
 
 /** Answers the directory of the bundles, `build/test-kernel`. */
@@ -15,7 +15,7 @@ export async function bundleKernelTests() {
     }
   }
   const outdir = join(projectRoot, 'build/test-kernel');
-  await build({
+  const { metafile } = await build({
     absWorkingDir: projectRoot,
     entryPoints: entryPoints.map((file) => join(kernel, file)),
     outbase: join(projectRoot, 'test'),
@@ -28,6 +28,14 @@ export async function bundleKernelTests() {
     packages: 'external',
     sourcemap: 'inline',
     logLevel: 'warning',
+    metafile: true,
   });
+  // What was built from a source that is gone must not be found and run.
+  for (const dir of ['scenarios', 'programs']) {
+    for (const file of readdirSync(join(outdir, 'kernel', dir))) {
+      const path = join(outdir, 'kernel', dir, file);
+      if (!(relative(projectRoot, path) in metafile.outputs)) rmSync(path);
+    }
+  }
   return outdir;
 }

@@ -33,7 +33,8 @@ function stamp(words: Uint32Array, block: number, sequence: number): void {
 }
 
 const device = await open(disk, constants.O_RDWR | constants.O_DIRECT);
-const { size } = await (await open(image, 'r')).stat();
+const backing = await open(image, constants.O_RDONLY);
+const { size } = await backing.stat();
 const blocks = Math.floor(size / blockBytes);
 const workers = Number(workerCount);
 const acknowledged = new Uint32Array(blocks);
@@ -81,7 +82,7 @@ console.log('ready');
 await Promise.all(Array.from({ length: workers }, (_, worker) => work(worker)));
 clearInterval(progress);
 const onDisk = await check(disk, device);
-const inFile = await check(image, await open(image, 'r'));
+const inFile = await check(image, backing);
 assert.equal(onDisk, inFile);
 console.log(`checked blocks=${onDisk} acknowledged=${total}`);
 process.exit(0);

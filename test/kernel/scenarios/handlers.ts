@@ -127,7 +127,7 @@ export default [
         await k.sh(spill, { quiet: true });
         const lba = (8 * n).toString(16).padStart(2, '0');
         const { code, stderr } = await k.sh(
-          `rm -f /tmp/out; sg_raw -r 4096 -o /tmp/out ${disk} 28 00 00 00 00 ${lba} 00 00 08 00`,
+          `rm -f /tmp/out; sg_raw -C 1 -r 4096 -o /tmp/out ${disk} 28 00 00 00 00 ${lba} 00 00 08 00`,
           { anyCode: true },
         );
         assert.equal(await found('/tmp/out'), 0, `place ${n}: somebody else's bytes`);

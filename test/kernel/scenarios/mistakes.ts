@@ -28,14 +28,14 @@ export default [
         'ff',
       ]) {
         const { code } = await k.sh(
-          `timeout 10 sg_raw -r 512 -t 5 -o /dev/null ${disk} ${opcode} 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00`,
+          `timeout 10 sg_raw -C 1 -r 512 -t 5 -o /dev/null ${disk} ${opcode} 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00`,
           { anyCode: true },
         );
         // sg3-utils: 9 is invalid opcode, 5 any other illegal request.
         assert([5, 9].includes(code), `operation code ${opcode}: exit code ${code}`);
       }
       const { code } = await k.sh(
-        `timeout 10 sg_raw -r 512 -t 5 -o /dev/null ${disk} 7f 00 00 00 00 00 00 18 ff ff 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00`,
+        `timeout 10 sg_raw -C 1 -r 512 -t 5 -o /dev/null ${disk} 7f 00 00 00 00 00 00 18 ff ff 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00`,
         { anyCode: true },
       );
       assert([5, 9].includes(code), `variable length: exit code ${code}`);
@@ -52,10 +52,10 @@ export default [
       await k.sh(`truncate -s 16M ${image}`);
       const { proc, disk } = await k.serve(image);
       await k.sh(`head -c 131072 /dev/urandom > /tmp/data`);
-      await k.sh(`sg_raw -s 131072 -i /tmp/data ${disk} 0a 00 01 00 00 00`);
+      await k.sh(`sg_raw -C 1 -s 131072 -i /tmp/data ${disk} 0a 00 01 00 00 00`);
       await k.sh(`dd if=${disk} iflag=direct bs=128k skip=1 count=1 status=none | cmp - /tmp/data`);
       await k.sh(
-        `sg_raw -r 131072 -o /tmp/read ${disk} 08 00 01 00 00 00 && cmp /tmp/read /tmp/data`,
+        `sg_raw -C 1 -r 131072 -o /tmp/read ${disk} 08 00 01 00 00 00 && cmp /tmp/read /tmp/data`,
       );
       await proc.stop();
     },
@@ -78,7 +78,7 @@ export default [
             byte.toString(16).padStart(2, '0'),
           );
           await k.sh(
-            `rm -f /tmp/out; sg_raw -r ${length} -o /tmp/out ${disk} 12 ${page === '' ? '00 00' : `01 ${page}`} ${bytes.join(' ')} 00`,
+            `rm -f /tmp/out; sg_raw -C 1 -r ${length} -o /tmp/out ${disk} 12 ${page === '' ? '00 00' : `01 ${page}`} ${bytes.join(' ')} 00`,
             { quiet: true },
           );
           const { stdout } = await k.sh('grep -c S3CRET /tmp/out', { anyCode: true, quiet: true });

@@ -1,0 +1,235 @@
+/**
+ * The disk benchmark: fio over the file example and its peers, in a test kernel.
+ *
+ * Contract: `bench/guest.sh` measures inside the guest and leaves files; this module says what to measure, boots, and turns the files into
+ * samples. Two settings. `uml`, user-mode Linux: wall clock, where only ratios within one boot mean something. `icount`, QEMU
+ * counting instructions: guest time is 4 ns an instruction of the whole stack (fio, block layer, target, handler), so what is
+ * left of a second for one command is its price. It sees neither caches nor the cost of a switch as such.
+ */
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { runQemu } from '../test/vm/qemu.js';
+import { runUml } from '../test/vm/uml.js';
+import { baseModules, type VmOptions, type VmResult } from '../test/vm/vm.js';
+import type { Bar, Metric, Sample } from './report.js';
+
+export const settings = ['uml', 'icount'] as const;
+export type Setting = (typeof settings)[number];
+
+/** Names in the reports, by their names in guest.sh. */
+export const subjects = { ours: 'ours', runner: 'tcmu-runner', fileio: 'fileio' } as const;
+export type Subject = keyof typeof subjects;
+
+export interface Job {
+  name: string;
+  rw: 'randread' | 'randwrite' | 'read' | 'write';
+  blockSize: number;
+  depth: number;
+}
+
+const KIB = 1024;
+export const jobs: readonly Job[] = (
+  [
+    ['randread', 4 * KIB, 1],
+    ['randread', 4 * KIB, 32],
+    ['randwrite', 4 * KIB, 1],
+    ['randwrite', 4 * KIB, 32],
+    ['read', 128 * KIB, 8],
+    ['write', 128 * KIB, 8],
+    ['read', 1024 * KIB, 4],
+    ['write', 1024 * KIB, 4],
+  ] as const
+).map(([rw, blockSize, depth]) => ({
+  name: `${rw}-${blockSize / KIB}k-d${depth}`,
+  rw,
+  blockSize,
+  depth,
+}));
+
+const metrics = {
+  iops: { name: 'iops', unit: '1/s', better: 'higher' },
+  throughput: { name: 'throughput', unit: 'MB/s', better: 'higher' },
+  p99: { name: 'p99', unit: 'µs', better: 'lower' },
+  hops: { name: 'hops', unit: 'switches/command', better: 'lower' },
+  instructions: { name: 'instructions', unit: '1/command', better: 'lower' },
+  syscalls: { name: 'icount-syscalls', unit: 'calls/command', better: 'lower' },
+  countedHops: { name: 'icount-hops', unit: 'switches/command', better: 'lower' },
+} as const satisfies Record<string, Metric>;
+
+export const bars: readonly Bar[] = [
+  bar('instructions', 'tcmu-runner', 1.2, ({ depth }) => depth === 1),
+  bar('instructions', 'tcmu-runner', 1.3, ({ depth }) => depth === 32),
+  bar('instructions', 'tcmu-runner', 1, ({ blockSize }) => blockSize > 4 * KIB),
+  bar('instructions', 'fileio', 0.7, ({ depth }) => depth === 32),
+  bar('iops', 'tcmu-runner', 1.3, ({ depth }) => depth === 1),
+  bar('iops', 'tcmu-runner', 2, ({ depth }) => depth === 32),
+  bar('throughput', 'tcmu-runner', 2, ({ blockSize }) => blockSize > 4 * KIB),
+];
+
+function bar(metric: string, peer: string, ratio: number, holds: (job: Job) => boolean): Bar {
+  return { metric, peer, ratio, jobs: jobs.filter(holds).map(({ name }) => name) };
+}
+
+export interface Plan {
+  root: string;
+  jobs: readonly Job[];
+  subjects: readonly Subject[];
+  rounds: number;
+  sizeMb: number;
+  onProgress: (text: string) => void;
+}
+
+/** What differs between the settings. Instruction counts hardly vary, so few and short rounds do. */
+const runs = {
+  uml: { rounds: (wanted: number) => wanted, runtime: 2000, ramp: 500, minutes: 10 },
+  icount: { rounds: (wanted: number) => Math.min(wanted, 2), runtime: 800, ramp: 200, minutes: 15 },
+};
+
+/** @throws Error saying which step failed in which setting, with the guest's own words */
+export async function measure(setting: Setting, plan: Plan): Promise<Sample[]> {
+  const outDir = mkdtempSync(join(tmpdir(), 'tcmu-bench-'));
+  try {
+    const result = await boot(setting, plan, outDir);
+    const failure = /^bench: failed: [^]*/m.exec(result.output)?.[0];
+    if (failure || result.exitCode !== 0 || !result.output.includes('bench: finished')) {
+      const why = result.timedOut ? 'it ran out of time' : `exit code ${result.exitCode ?? 'none'}`;
+      const tail = result.kernelLog.trim().split('\n').slice(-10).join('\n');
+      throw new Error(`${setting}: ${failure ?? `${why}\n${lastLines(result.output)}`}\n${tail}`);
+    }
+    return collect(setting, plan, outDir);
+  } finally {
+    rmSync(outDir, { recursive: true, force: true });
+  }
+}
+
+function lastLines(text: string): string {
+  return text.trim().split('\n').slice(-10).join('\n');
+}
+
+async function boot(setting: Setting, plan: Plan, outDir: string): Promise<VmResult> {
+  const { rounds, runtime, ramp, minutes } = runs[setting];
+  const cli = join(plan.root, 'examples/file/dist/cli.js');
+  const options: VmOptions = {
+    command: ['bash', join(plan.root, 'bench/guest.sh')],
+    cwd: plan.root,
+    outDir,
+    memoryMb: 2048 + plan.subjects.length * plan.sizeMb,
+    timeoutSeconds: minutes * 60 * Math.max(1, rounds(plan.rounds) / 5),
+    modules: [...baseModules, 'target_core_file'],
+    env: {
+      SUBJECTS: plan.subjects.join(' '),
+      ROUNDS: String(rounds(plan.rounds)),
+      RUNTIME: String(runtime),
+      RAMP: String(ramp),
+      SIZE_MB: String(plan.sizeMb),
+      JOBS: plan.jobs
+        .map(({ name, rw, blockSize, depth }) => `${name} ${rw} ${blockSize} ${depth}`)
+        .join('\n'),
+      OURS: `${process.execPath} ${cli} PATH --name bench --max-sectors 2048 --export loopback`,
+      COUNT: setting === 'icount' ? '1' : '0',
+    },
+    onLine: (line) => {
+      if (line.startsWith('bench: measured')) plan.onProgress(`${setting} ${line.slice(16)}`);
+    },
+  };
+  if (setting === 'uml') return runUml(options);
+  const hot = [
+    process.execPath,
+    '/usr/bin/fio',
+    '/usr/bin/tcmu-runner',
+    '/usr/bin/dbus-daemon',
+    ...glob('/usr/lib/x86_64-linux-gnu/tcmu-runner'),
+    join(plan.root, 'dist'),
+    join(plan.root, 'examples/file/dist'),
+    join(plan.root, 'build/addon/Release/tcmu.node'),
+  ].filter((path) => existsSync(path));
+  return runQemu({ ...options, icount: true, hot, cacheDir: join(plan.root, 'build/vm') });
+}
+
+function collect(setting: Setting, plan: Plan, outDir: string): Sample[] {
+  const samples: Sample[] = [];
+  const read = (name: string) => {
+    const file = join(outDir, name);
+    return existsSync(file) ? readFileSync(file, 'utf8') : undefined;
+  };
+  for (const job of plan.jobs) {
+    for (const subject of plan.subjects) {
+      for (let round = 1; round <= runs[setting].rounds(plan.rounds); round++) {
+        const base = `${round}.${job.name}.${subject}`;
+        const add = (metric: Metric, value: number) =>
+          samples.push({ job: job.name, metric, subject: subjects[subject], round, value });
+        const fio = parseFio(read(`${base}.json`) ?? '', base);
+        if (setting === 'uml') {
+          if (job.blockSize === 4 * KIB) add(metrics.iops, fio.iops);
+          else add(metrics.throughput, fio.bytesPerSecond / 1e6);
+          add(metrics.p99, fio.p99Ns / 1000);
+          const counts = read(`${base}.switches`);
+          if (counts) add(metrics.hops, parseSwitches(counts));
+        } else {
+          add(metrics.instructions, 1e9 / instructionNs / fio.iops);
+          const counts = read(`${base}.trace.commands`);
+          if (counts === undefined) continue;
+          const [before = Number.NaN, after = Number.NaN] = numbers(counts);
+          const tasks = new Set(numbers(read(`${base}.trace.tasks`) ?? ''));
+          const per = (hits: number) => hits / (after - before);
+          const calls = read(`${base}.trace.calls`) ?? '';
+          add(metrics.syscalls, per(sumHistogram(calls, 'common_pid', tasks)));
+          const hops = read(`${base}.trace.switches`) ?? '';
+          add(metrics.countedHops, per(sumHistogram(hops, 'next_pid', tasks)));
+        }
+      }
+    }
+  }
+  return samples;
+}
+
+/** QEMU's -icount shift=2. */
+const instructionNs = 4;
+
+interface FioSide {
+  iops: number;
+  bw_bytes: number;
+  total_ios: number;
+  clat_ns: { percentile?: Record<string, number> };
+}
+
+/** @throws Error naming the measurement when the text is not fio's report, or the report is empty */
+export function parseFio(text: string, name: string) {
+  // Warnings may come before the report.
+  const start = text.indexOf('{');
+  const report = JSON.parse(start < 0 ? 'null' : text.slice(start)) as {
+    jobs: { read: FioSide; write: FioSide }[];
+  } | null;
+  const job = report?.jobs[0];
+  const side = job && (job.read.total_ios > 0 ? job.read : job.write);
+  const p99Ns = side?.clat_ns.percentile?.['99.000000'];
+  if (!side || side.iops <= 0 || p99Ns === undefined) {
+    throw new Error(`fio reported nothing for ${name}: ${text.slice(0, 200)}`);
+  }
+  return { iops: side.iops, bytesPerSecond: side.bw_bytes, p99Ns };
+}
+
+/** Context switches a command, from "commands switches" before and after. */
+function parseSwitches(text: string): number {
+  const [commands = Number.NaN, switches = Number.NaN, ...after] = numbers(text);
+  return ((after[1] ?? Number.NaN) - switches) / ((after[0] ?? Number.NaN) - commands);
+}
+
+function numbers(text: string): number[] {
+  return text.trim().split(/\s+/).filter(Boolean).map(Number);
+}
+
+/** The hits of all entries of a tracing histogram (Documentation/trace/histogram.rst) whose key is among those wanted. */
+export function sumHistogram(text: string, key: string, wanted: ReadonlySet<number>): number {
+  let sum = 0;
+  for (const [, keys = '', hits] of text.matchAll(/^\{(.*)\} hitcount:\s*(\d+)/gm)) {
+    const value = new RegExp(`\\b${key}:\\s*(\\d+)`).exec(keys)?.[1];
+    if (value !== undefined && wanted.has(Number(value))) sum += Number(hits);
+  }
+  return sum;
+}
+
+function glob(dir: string): string[] {
+  return existsSync(dir) ? readdirSync(dir).map((name) => join(dir, name)) : [];
+}

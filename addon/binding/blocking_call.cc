@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <napi.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -40,10 +41,9 @@ struct Call {
     const UniqueFd file(open(path.c_str(), O_WRONLY | O_CLOEXEC));
     if (!file) return errno;
     failed = "write";
-    ssize_t wrote;
-    do {
-      wrote = write(file.get(), data.data(), data.size());
-    } while (wrote < 0 && errno == EINTR);
+    // EINTR is an answer (a reset of TCMU's netlink ends an `enable` so): to try again would be to
+    // enable again.
+    const ssize_t wrote = write(file.get(), data.data(), data.size());
     if (wrote < 0) return errno;
     return static_cast<size_t>(wrote) == data.size() ? 0 : EIO;
   }
@@ -91,6 +91,10 @@ class BlockingCalls : private Environment::Member {
     const uint32_t id = ++last_id_;
     try {
       std::thread([id, call = std::move(call), box = box_]() mutable {
+        // Signals are for the other threads, and must not cut a call short.
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_BLOCK, &all, nullptr);
         const int error = call.run();
         const std::lock_guard lock(box->mutex);
         box->answers.push_back({id, error, call.failed});

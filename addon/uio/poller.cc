@@ -10,12 +10,18 @@ int Poller::start(int fd) {
     error = idle_.open(environment_, this, [](uv_loop_t* loop, uv_idle_t* handle) {
       return uv_idle_init(loop, handle);
     });
-  if (error == 0)
-    error = uv_poll_start(poll_.get(), UV_READABLE, [](uv_poll_t* handle, int, int) {
-      static_cast<Poller*>(handle->data)->owner_.ready(true);
-    });
+  if (error == 0) error = watch();
   if (error != 0) stop();
   return error;
+}
+
+int Poller::watch() {
+  return uv_poll_start(poll_.get(), UV_READABLE, [](uv_poll_t* handle, int status, int) {
+    Poller& self = *static_cast<Poller*>(handle->data);
+    // libuv stops watching at POLLERR, which for a netlink socket means dropped messages only.
+    if (status < 0) self.watch();
+    self.owner_.ready(true);
+  });
 }
 
 void Poller::again() {

@@ -28,6 +28,8 @@ class Poller {
   bool active() const { return static_cast<bool>(poll_); }
 
  private:
+  int watch();
+
   Environment& environment_;
   Owner& owner_;
   UvHandle<uv_poll_t> poll_;

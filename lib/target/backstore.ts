@@ -189,7 +189,9 @@ export class Backstore {
 
   /** Enables a backstore that somebody made and left; waits for its uio device. */
   async enable(): Promise<UioDevice> {
-    await this.host.write(`${this.path}/enable`, '1', { advice: ENABLE_ADVICE });
+    await this.host.write(`${this.path}/enable`, '1', {
+      advice: await this.#advice(ENABLE_ADVICE),
+    });
     this.#uio = await waitForUio(this.host, this.hba, this.name);
     return this.#uio;
   }
@@ -269,6 +271,11 @@ export class Backstore {
     await this.remove();
   }
 
+  async #advice(advice: Advice): Promise<Advice> {
+    const waits = await this.host.readOptional(`${this.path}/attrib/nl_reply_supported`);
+    return Number(waits ?? 0) > 0 ? { ...advice, ...LISTENER_ADVICE } : advice;
+  }
+
   #attribute(name: string): Promise<string> {
     return this.host.read(`${this.path}/attrib/${name}`);
   }
@@ -276,9 +283,8 @@ export class Backstore {
   async #reconfigure(attribute: string, value: string): Promise<void> {
     const path = `${this.path}/attrib/${attribute}`;
     // An enabled device's RECONFIG is a multicast, and the kernel fails the write when nobody hears it.
-    await whileListening(this.host, () =>
-      this.host.write(path, value, { advice: RECONFIG_ADVICE }),
-    );
+    const advice = await this.#advice(RECONFIG_ADVICE);
+    await whileListening(this.host, () => this.host.write(path, value, { advice }));
     await verify(this.path, this.host, `attrib/${attribute}`, value);
   }
 }
@@ -296,6 +302,12 @@ const ENABLE_ADVICE: Advice = {
   ],
   EINTR: ['BUSY', "it was cut short by a reset of TCMU's netlink: try again"],
   ENOMEM: ['NO_MEMORY', 'the kernel has no memory for the ring: choose a smaller ringMiB'],
+};
+
+/** Where the kernel passes on what a process answered that listens on netlink. */
+const LISTENER_ADVICE: Advice = {
+  ETIMEDOUT: ['REJECTED', 'the process that listens on netlink did not get it done in time'],
+  '*': ['REJECTED', 'the process that listens on netlink refused it'],
 };
 
 const RECONFIG_ADVICE: Advice = {
@@ -333,10 +345,13 @@ export async function createBackstore(options: BackstoreOptions): Promise<Backst
       data_pages_per_blk: options.pagesPerBlock,
       cmd_ring_size_mb: options.ringMiB,
     };
-    const given = Object.entries(control).filter(([, value]) => value !== undefined);
-    await host.write(`${path}/control`, given.map(([key, value]) => `${key}=${value}`).join(','));
-    // `control` ignores keys that it doesn't know and cuts values that are too large.
-    for (const [key, value] of given) await verify(path, host, `attrib/${key}`, String(value));
+    for (const [key, value] of Object.entries(control)) {
+      if (value === undefined) continue;
+      // One by one, so that a refusal names the key.
+      await host.write(`${path}/control`, `${key}=${value}`);
+      // It also ignores keys that it doesn't know, and cuts values that are too large.
+      await verify(path, host, `attrib/${key}`, String(value));
+    }
 
     const attributes: Record<string, string | undefined> = {
       // Not through `control`, which splits at commas.
@@ -354,8 +369,9 @@ export async function createBackstore(options: BackstoreOptions): Promise<Backst
       await verify(path, host, attribute, value);
     }
 
-    await host.write(`${path}/enable`, '1', { advice: ENABLE_ADVICE });
-    return new Backstore(host, hba, name, await waitForUio(host, hba, name), undo);
+    const backstore = new Backstore(host, hba, name, undefined, undo);
+    await backstore.enable();
+    return backstore;
   });
 }
 

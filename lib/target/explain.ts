@@ -39,7 +39,7 @@ export type TargetProblem =
   | 'NETLINK'
   | 'FAILED';
 
-/** What an errno means at one particular place: overrides the general meaning. */
+/** What an errno means at one particular place, `*` for all others: overrides the general meaning. */
 export type Advice = Readonly<Record<string, readonly [problem: TargetProblem, advice: string]>>;
 
 /** f_type of configfs (CONFIGFS_MAGIC, fs/configfs/configfs_internal.h). */
@@ -85,7 +85,8 @@ export function explain(
   advice: Advice = {},
 ): TargetError {
   const errno = errnoOf(error) ?? 'failed';
-  const [problem, text] = advice[errno] ?? GENERAL[errno] ?? other(root, operation, path, errno);
+  const [problem, text] =
+    advice[errno] ?? advice['*'] ?? GENERAL[errno] ?? other(root, operation, path, errno);
   return targetError(problem, operation, path, text, error);
 }
 

@@ -200,8 +200,8 @@ export class IscsiTarget {
  * Makes a target with its portals and access rules, and enables it; LUNs come by `attach`.
  *
  * @throws ArgumentError for names, portals and credentials that iSCSI or LIO can't carry
- * @throws TargetError `ERR_TCMU_TARGET_NO_MODULE` (iscsi_target_mod), `_NAME_TAKEN`, `_BUSY` (a port that
- *   another program listens on), `_REJECTED` (an address that this machine doesn't have), …
+ * @throws TargetError `ERR_TCMU_TARGET_NO_MODULE` (iscsi_target_mod), `_NAME_TAKEN`, `_REJECTED` (a port
+ *   that another program listens on), …
  */
 export async function createIscsiTarget(options: IscsiOptions): Promise<IscsiTarget> {
   return undoOnFailure(new Undo(), async (undo) => {
@@ -294,9 +294,11 @@ async function openTarget(host: TargetHost, iqn: string, tpg: string): Promise<I
 }
 
 const PORTAL_ADVICE: Advice = {
-  EADDRINUSE: ['BUSY', 'another program listens on this address and port: choose another'],
-  EADDRNOTAVAIL: ['REJECTED', 'no interface of this machine has this address'],
-  EINVAL: ['REJECTED', 'the kernel does not take this address: is IPv6 switched off?'],
+  // Whatever the reason, LIO says EINVAL (target_fabric_configfs.c).
+  EINVAL: [
+    'REJECTED',
+    'the kernel cannot listen there: another program may have this port, or IPv6 is switched off',
+  ],
 };
 
 /** Refuses what can't be made; answers the portals' names. */

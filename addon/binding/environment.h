@@ -76,6 +76,14 @@ class Environment {
   napi_async_cleanup_hook_handle hook_ = nullptr;
 };
 
+// Keeps `value` alive as long as `self`, by a property nobody sees, and answers a weak reference. A
+// strong one would be a root: a callback that mentions its own object could never be collected.
+template <class Value>
+Napi::Reference<Value> keepOn(Napi::Object self, const char* name, Value value) {
+  self.DefineProperty(Napi::PropertyDescriptor::Value(name, value, napi_default));
+  return Napi::Reference<Value>::New(value, 0);
+}
+
 // A libuv handle: started by the owner, closed when this goes, freed when libuv is done with it.
 // `data` is the owner's pointer. After the close no callback comes any more.
 template <class Handle>

@@ -51,7 +51,7 @@ IoQueueObject::IoQueueObject(const Napi::CallbackInfo& info)
       queue_(environment_.loop(), *this) {
   if (!info[0].IsFunction()) throw Napi::TypeError::New(info.Env(), "IoQueue wants a function");
   napi_type_tag_object(info.Env(), info.This(), &kTag);
-  done_ = Napi::Persistent(info[0].As<Napi::Function>());
+  done_ = keepOn(info.This().As<Napi::Object>(), "done", info[0].As<Napi::Function>());
   auto results = Napi::Float64Array::New(info.Env(), kResultPairs * 2);
   results_ = Napi::Persistent(results);
   info.This().As<Napi::Object>().DefineProperty(
@@ -72,7 +72,10 @@ IoQueueObject::IoQueueObject(const Napi::CallbackInfo& info)
   environment_.add(this);
 }
 
-IoQueueObject::~IoQueueObject() { environment_.remove(this); }
+IoQueueObject::~IoQueueObject() {
+  environment_.remove(this);
+  for (MemoryOwner* ring : rings_) ring->queueGone();
+}
 
 void IoQueueObject::stop() {
   queue_.stop();

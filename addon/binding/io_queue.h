@@ -22,6 +22,8 @@ class MemoryOwner {
   virtual void pinForOperation(uint32_t slot) = 0;
   virtual void unpinAfterOperation(uint32_t slot) = 0;
   virtual void flushFromLoop() = 0;
+  // Both are being collected, and the queue is first.
+  virtual void queueGone() = 0;
 
  protected:
   ~MemoryOwner() = default;
@@ -78,7 +80,7 @@ class IoQueueObject : public Napi::ObjectWrap<IoQueueObject>,
   Queue queue_;
   UvHandle<uv_async_t> wake_;
   UvHandle<uv_timer_t> timer_;
-  Napi::FunctionReference done_;
+  Napi::Reference<Napi::Function> done_;
   Napi::Reference<Napi::Float64Array> results_;
   std::vector<MemoryOwner*> rings_;
   std::vector<std::unique_ptr<Pending>> operations_;  // by id - 1

@@ -30,9 +30,12 @@ class NetlinkObject : public Napi::ObjectWrap<NetlinkObject>,
       : ObjectWrap(info), Member(Environment::of(info.Env())), poller_(environment_, *this) {
     if (!info[0].IsObject()) throw Napi::TypeError::New(info.Env(), "NetlinkSocket wants options");
     const auto options = info[0].As<Napi::Object>();
-    message_ = Napi::Persistent(options.Get("message").As<Napi::Function>());
-    overrun_ = Napi::Persistent(options.Get("overrun").As<Napi::Function>());
-    failed_ = Napi::Persistent(options.Get("failed").As<Napi::Function>());
+    const auto callback = [&](const char* name) {
+      return keepOn(info.This().As<Napi::Object>(), name, options.Get(name).As<Napi::Function>());
+    };
+    message_ = callback("message");
+    overrun_ = callback("overrun");
+    failed_ = callback("failed");
     const char* call = "";
     int error = socket_.open(options.Get("receiveBuffer").ToNumber().Int32Value(), call);
     if (error != 0) throw systemError(info.Env(), error, call);
@@ -110,7 +113,7 @@ class NetlinkObject : public Napi::ObjectWrap<NetlinkObject>,
 
   NetlinkSocket socket_;
   Poller poller_;
-  Napi::FunctionReference message_, overrun_, failed_;
+  Napi::Reference<Napi::Function> message_, overrun_, failed_;
 };
 
 const Export exportNetlink(&NetlinkObject::init);

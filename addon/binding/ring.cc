@@ -52,6 +52,7 @@ RingObject::RingObject(const Napi::CallbackInfo& info)
   const Napi::Env env = info.Env();
   if (!info[0].IsObject()) throw Napi::TypeError::New(env, "Ring wants options");
   const auto options = info[0].As<Napi::Object>();
+  Napi::Object self = info.This().As<Napi::Object>();
   const auto number = [&](const char* name) {
     const Napi::Value value = options.Get(name);
     if (!value.IsNumber())
@@ -62,14 +63,14 @@ RingObject::RingObject(const Napi::CallbackInfo& info)
     const Napi::Value value = options.Get(name);
     if (!value.IsFunction())
       throw Napi::TypeError::New(env, std::string(name) + " is no function");
-    return Napi::Persistent(value.As<Napi::Function>());
+    return keepOn(self, name, value.As<Napi::Function>());
   };
   dispatch_ = function("dispatch");
   lost_ = function("lost");
   escaped_ = function("escaped");
   io_ = IoQueueObject::from(options.Get("io"));
   if (!io_) throw Napi::TypeError::New(env, "io is no IoQueue");
-  io_reference_ = Napi::Persistent(options.Get("io").As<Napi::Object>());
+  keepOn(self, "io", options.Get("io").As<Napi::Object>());
   const int64_t map_size = number("mapSize");
   if (map_size <= 0) throw Napi::RangeError::New(env, "mapSize must be above 0");
   batch_size_ = static_cast<uint32_t>(std::clamp<int64_t>(number("batchSize"), 1, 65536));
@@ -87,7 +88,6 @@ RingObject::RingObject(const Napi::CallbackInfo& info)
     throw codedError(env, faultCode(fault), fault.message);
   }
 
-  Napi::Object self = info.This().As<Napi::Object>();
   const size_t capacity = ring_->capacity();
   self.DefineProperties({
       Napi::PropertyDescriptor::Value("capacity", Napi::Number::New(env, capacity),
@@ -106,7 +106,7 @@ RingObject::RingObject(const Napi::CallbackInfo& info)
 
 RingObject::~RingObject() {
   // After the environment's end, or when nothing was under way: see retain().
-  if (mapping_) io_->remove(this);
+  if (mapping_ && io_) io_->remove(this);
   if (ring_ && ring_->pinsHeld() > 0) mapping_.release();
 }
 
@@ -162,8 +162,7 @@ bool RingObject::drainEvent() {
   const ssize_t got = read(mapping_->eventFd(), &count, sizeof count);
   wakeups_++;
   if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR))) return true;
-  const int error = got == 0 ? EIO : errno;
-  reportLost(uv_err_name(-error), std::string("reading events: ") + uv_strerror(-error));
+  reportLost(got == 0 ? EIO : errno, "reading events");
   return false;
 }
 
@@ -172,10 +171,12 @@ void RingObject::ready(bool readable) {
   reportEscaped();
   if (!ring_ || !poller_.active()) return;
   if (readable && !drainEvent()) return;
-  for (int round = 0; round < kBatchesPerTurn; round++) {
+  uint32_t taken = 0;
+  for (int round = 0; round < kBatchesPerTurn && taken < kCommandsPerTurn; round++) {
     if (mapping_->poisoned())
       ring_->fail({RingFault::Kind::Memory, "a page of the data area is gone"});
     const uint32_t count = ring_->fetch(tables_, batch_size_);
+    taken += count;
     if (count > 0) {
       batches_++;
       const Napi::HandleScope inner(environment_.env());
@@ -190,13 +191,18 @@ void RingObject::ready(bool readable) {
       return;
     }
     if (doorbell_error_ != 0) {
-      reportLost(uv_err_name(-doorbell_error_),
-                 std::string("ringing the doorbell: ") + uv_strerror(-doorbell_error_));
+      reportLost(doorbell_error_, "ringing the doorbell");
       return;
     }
     if (count == 0 && !ring_->wantsFetch()) return;
   }
   poller_.again();
+}
+
+void RingObject::reportLost(int error, const char* doing) {
+  // A closed pipe, where the kernel is a simulated one, is what EIO is for a uio device.
+  if (error == EPIPE) error = EIO;
+  reportLost(uv_err_name(-error), std::string(doing) + ": " + uv_strerror(-error));
 }
 
 void RingObject::reportLost(const std::string& code, const std::string& message) {

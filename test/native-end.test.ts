@@ -1,0 +1,72 @@
+/** How the addon ends: worker.terminate(), process.exit(), an exception, several environments. */
+import { spawnSync } from 'node:child_process';
+import { mkdirSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
+import { buildSync } from 'esbuild';
+import { beforeAll, expect, test } from 'vitest';
+
+// Below the package's root, so that the loader finds the addon.
+const fixture = fileURLToPath(new URL('../build/test/native-under-load.mjs', import.meta.url));
+
+beforeAll(() => {
+  mkdirSync(new URL('../build/test', import.meta.url), { recursive: true });
+  buildSync({
+    entryPoints: [fileURLToPath(new URL('fixtures/native-under-load.ts', import.meta.url))],
+    outfile: fixture,
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    target: 'node20',
+  });
+});
+
+/** Starts a worker and resolves when it is busy. */
+function worker(how: string): Promise<Worker> {
+  return new Promise((resolve, reject) => {
+    const one = new Worker(fixture, { workerData: how });
+    one.once('message', () => resolve(one));
+    one.once('error', reject);
+  });
+}
+
+function child(how: string) {
+  const { status, signal, stdout, stderr } = spawnSync(process.execPath, [fixture, how], {
+    encoding: 'utf8',
+    timeout: 15_000,
+  });
+  return { status, signal, stdout, stderr };
+}
+
+test('worker.terminate under load, with a pin, views, a hanging call and reads in the pool', async () => {
+  for (let i = 0; i < 8; i++) expect(await (await worker('terminate')).terminate()).toBe(1);
+});
+
+test('worker.terminate waits for a read that blocks, and not for a call that hangs', async () => {
+  const one = await worker('blocked');
+  const start = performance.now();
+  expect(await one.terminate()).toBe(1);
+  expect(performance.now() - start).toBeGreaterThan(100);
+});
+
+test('process.exit in a worker', async () => {
+  const one = await worker('exit');
+  expect(await new Promise((resolve) => one.once('exit', resolve))).toBe(3);
+});
+
+test('several environments at once, ending one after the other', async () => {
+  const workers = await Promise.all(Array.from({ length: 4 }, () => worker('terminate')));
+  for (const one of workers) expect(await one.terminate()).toBe(1);
+});
+
+test.for(['exit', 'blocked', 'close'])('a process that exits under load: %s', (how) => {
+  for (let i = 0; i < 3; i++) {
+    expect(child(how)).toEqual({ status: 3, signal: null, stdout: 'busy\n', stderr: '' });
+  }
+});
+
+test('a process that ends by an exception under load', () => {
+  const { status, signal, stdout, stderr } = child('throw');
+  expect([status, signal, stdout]).toEqual([1, null, 'busy\n']);
+  expect(stderr).toContain('on purpose');
+});

@@ -47,6 +47,18 @@ const CONFIGFS = '/sys/kernel/config/target';
 const IQN = 'iqn.2026-01.org.example:disk0';
 const CLIENT = 'iqn.2026-01.org.example:client';
 const MOUNT = '/mnt/target-test';
+/** What a virtual machine monitor does to take a vhost-scsi target (linux/vhost.h), without a machine. */
+const VMM = `
+  open my $vhost, "+<", "/dev/vhost-scsi" or die "open: $!";
+  my $memory = pack "LL", 0, 0;
+  my $target = pack "la224SS", 1, $ARGV[0], 1, 0;
+  ioctl $vhost, 0xAF01, 0 or die "owner: $!";
+  ioctl $vhost, 0x4008AF03, $memory or die "memory: $!";
+  ioctl $vhost, 0x40E8AF40, $target or die "endpoint: $!";
+  $| = 1;
+  print "taken\n";
+  sleep 60;
+`;
 const self = fileURLToPath(import.meta.url);
 const run = promisify(execFile);
 
@@ -334,6 +346,15 @@ async function vhostPart(): Promise<void> {
     const lun = await attachVhost(backstore);
     assert.equal((await exportsOf(backstore)).vhost[0]?.wwn, lun.wwn);
     assert.equal((await failure(backstore.remove())).code, 'ERR_TCMU_TARGET_BUSY');
+    const machine = spawn('perl', ['-e', VMM, lun.wwn], { stdio: ['ignore', 'pipe', 'inherit'] });
+    await once(machine.stdout, 'data');
+    assert.equal((await failure(lun.detach())).code, 'ERR_TCMU_TARGET_BUSY');
+    assert(
+      existsSync(`${CONFIGFS}/vhost/${lun.wwn}/tpgt_1/lun/lun_0/disk0`),
+      'nothing has changed',
+    );
+    machine.kill('SIGKILL');
+    await once(machine, 'exit');
     await (await exportsOf(backstore)).vhost[0]?.detach();
     await lun.detach();
   }

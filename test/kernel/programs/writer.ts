@@ -79,10 +79,14 @@ process.once('SIGTERM', () => {
 });
 const progress = setInterval(() => console.log(`progress acknowledged=${total}`), 500);
 console.log('ready');
-await Promise.all(Array.from({ length: workers }, (_, worker) => work(worker)));
-clearInterval(progress);
-const onDisk = await check(disk, device);
-const inFile = await check(image, backing);
-assert.equal(onDisk, inFile);
-console.log(`checked blocks=${onDisk} acknowledged=${total}`);
+try {
+  await Promise.all(Array.from({ length: workers }, (_, worker) => work(worker)));
+  clearInterval(progress);
+  const onDisk = await check(disk, device);
+  assert.equal(await check(image, backing), onDisk);
+  console.log(`checked blocks=${onDisk} acknowledged=${total}`);
+} catch (error) {
+  console.log(`failed: ${(error as Error).message}`);
+  process.exit(1);
+}
 process.exit(0);

@@ -24,15 +24,7 @@ const char* callName(Operation::Kind kind) {
 }  // namespace
 
 void IoQueueObject::init(Napi::Env env, Napi::Object exports) {
-  exports.Set("IoQueue", DefineClass(env, "IoQueue",
-                                     {
-                                         method<&IoQueueObject::read>("read"),
-                                         method<&IoQueueObject::write>("write"),
-                                         method<&IoQueueObject::datasync>("datasync"),
-                                         method<&IoQueueObject::allocate>("allocate"),
-                                         method<&IoQueueObject::seek>("seek"),
-                                         method<&IoQueueObject::truncate>("truncate"),
-                                     }));
+  exports.Set("IoQueue", DefineClass(env, "IoQueue", {}));
 }
 
 static const Export exportIoQueue(&IoQueueObject::init);
@@ -50,11 +42,18 @@ IoQueueObject::IoQueueObject(const Napi::CallbackInfo& info)
       Member(Environment::of(info.Env())),
       queue_(environment_.loop(), *this) {
   if (!info[0].IsFunction()) throw Napi::TypeError::New(info.Env(), "IoQueue wants a function");
-  napi_type_tag_object(info.Env(), info.This(), &kTag);
-  done_ = keepOn(info.This().As<Napi::Object>(), "done", info[0].As<Napi::Function>());
+  const auto self = info.This().As<Napi::Object>();
+  napi_type_tag_object(info.Env(), self, &kTag);
+  bindMethod<&IoQueueObject::read>(self, this, "read");
+  bindMethod<&IoQueueObject::write>(self, this, "write");
+  bindMethod<&IoQueueObject::datasync>(self, this, "datasync");
+  bindMethod<&IoQueueObject::allocate>(self, this, "allocate");
+  bindMethod<&IoQueueObject::seek>(self, this, "seek");
+  bindMethod<&IoQueueObject::truncate>(self, this, "truncate");
+  done_ = keepOn(self, "done", info[0].As<Napi::Function>());
   auto results = Napi::Float64Array::New(info.Env(), kResultPairs * 2);
   results_ = Napi::Persistent(results);
-  info.This().As<Napi::Object>().DefineProperty(
+  self.DefineProperty(
       Napi::PropertyDescriptor::Value("results", results, napi_enumerable));
 
   wake_.open(environment_, &queue_, [](uv_loop_t* loop, uv_async_t* handle) {

@@ -1,7 +1,13 @@
-// Methods called for every command: plain N-API under a thin typed face, since node-addon-api's
+// Methods that are called often: plain N-API under a thin typed face, since node-addon-api's
 // CallbackInfo costs as much as the work itself.
 //
-//   method<&RingObject::copyIn, 3>("copyIn")   with   napi_value copyIn(const Arguments<3>&)
+//   napi_value copyIn(const Arguments<3>&);
+//
+//   method<&RingObject::copyIn>("copyIn")                   on the prototype, for DefineClass
+//   bindMethod<&RingObject::copyIn>(self, this, "copyIn")   on the object itself
+//
+// A bound method knows its object instead of looking it up in `this` at each call: measured, that
+// look-up takes two thirds of a small call. It keeps its object alive and can be called apart from it.
 #pragma once
 
 #include <napi.h>
@@ -77,7 +83,7 @@ struct MethodOf<napi_value (Class::*)(const Arguments<N>&)> {
   static constexpr size_t kCount = N;
 };
 
-template <auto kMethod>
+template <auto kMethod, bool kBound>
 napi_value callMethod(napi_env env, napi_callback_info info) {
   using Traits = MethodOf<decltype(kMethod)>;
   size_t count = Traits::kCount;
@@ -85,8 +91,10 @@ napi_value callMethod(napi_env env, napi_callback_info info) {
   arguments.env = env;
   napi_value self;
   void* object;
-  if (napi_get_cb_info(env, info, &count, arguments.values, &self, nullptr) != napi_ok ||
-      napi_unwrap(env, self, &object) != napi_ok) {
+  napi_status status = napi_get_cb_info(env, info, &count, arguments.values,
+                                        kBound ? nullptr : &self, &object);
+  if (!kBound && status == napi_ok) status = napi_unwrap(env, self, &object);
+  if (status != napi_ok) {
     napi_throw_type_error(env, nullptr, "called on another kind of object");
     return nullptr;
   }
@@ -98,11 +106,24 @@ napi_value callMethod(napi_env env, napi_callback_info info) {
   }
 }
 
-// For DefineClass.
 template <auto kMethod>
 napi_property_descriptor method(const char* name) {
-  return {name,    nullptr, callMethod<kMethod>, nullptr, nullptr, nullptr, napi_default_method,
-          nullptr};
+  return {name,    nullptr, callMethod<kMethod, false>, nullptr, nullptr, nullptr,
+          napi_default_method, nullptr};
+}
+
+template <auto kMethod>
+void bindMethod(Napi::Object self, typename MethodOf<decltype(kMethod)>::Object* object,
+                const char* name) {
+  const Napi::Env env = self.Env();
+  napi_value function;
+  if (napi_create_function(env, name, NAPI_AUTO_LENGTH, callMethod<kMethod, true>, object, &function) !=
+      napi_ok)
+    throw Napi::Error::New(env);
+  Napi::Object(env, function)
+      .DefineProperty(Napi::PropertyDescriptor::Value("of", self, napi_default));
+  self.DefineProperty(
+      Napi::PropertyDescriptor::Value(name, Napi::Value(env, function), napi_enumerable));
 }
 
 }  // namespace tcmu

@@ -10,28 +10,7 @@
 namespace tcmu {
 
 void RingObject::init(Napi::Env env, Napi::Object exports) {
-  exports.Set("Ring", DefineClass(env, "Ring",
-                                  {
-                                      method<&RingObject::start>("start"),
-                                      method<&RingObject::stopPolling>("stop"),
-                                      method<&RingObject::flush>("flush"),
-                                      method<&RingObject::longCdb>("longCdb"),
-                                      method<&RingObject::takeTmr>("takeTmr"),
-                                      method<&RingObject::inFlight>("inFlight"),
-                                      method<&RingObject::releaseKept>("releaseKept"),
-                                      method<&RingObject::copyIn>("copyIn"),
-                                      method<&RingObject::copyOut>("copyOut"),
-                                      method<&RingObject::fill>("fill"),
-                                      method<&RingObject::isZero>("isZero"),
-                                      method<&RingObject::mismatch>("mismatch"),
-                                      method<&RingObject::segments>("segments"),
-                                      method<&RingObject::pin>("pin"),
-                                      method<&RingObject::unpin>("unpin"),
-                                      method<&RingObject::readFile>("readFile"),
-                                      method<&RingObject::writeFile>("writeFile"),
-                                      method<&RingObject::close>("close"),
-                                      method<&RingObject::stats>("stats"),
-                                  }));
+  exports.Set("Ring", DefineClass(env, "Ring", {}));
 }
 
 static const Export exportRing(&RingObject::init);
@@ -101,6 +80,25 @@ RingObject::RingObject(const Napi::CallbackInfo& info)
   tables_.cdbs = shareArray<uint8_t>(self, "cdbs", capacity * RingTables::kCdbBytes);
   completions_ = shareArray<uint32_t>(self, "completions", 4 + capacity * 4);
   sense_ = shareArray<uint8_t>(self, "sense", capacity * layout::kSenseBytes);
+  bindMethod<&RingObject::start>(self, this, "start");
+  bindMethod<&RingObject::stopPolling>(self, this, "stop");
+  bindMethod<&RingObject::flush>(self, this, "flush");
+  bindMethod<&RingObject::longCdb>(self, this, "longCdb");
+  bindMethod<&RingObject::takeTmr>(self, this, "takeTmr");
+  bindMethod<&RingObject::inFlight>(self, this, "inFlight");
+  bindMethod<&RingObject::releaseKept>(self, this, "releaseKept");
+  bindMethod<&RingObject::copyIn>(self, this, "copyIn");
+  bindMethod<&RingObject::copyOut>(self, this, "copyOut");
+  bindMethod<&RingObject::fill>(self, this, "fill");
+  bindMethod<&RingObject::isZero>(self, this, "isZero");
+  bindMethod<&RingObject::mismatch>(self, this, "mismatch");
+  bindMethod<&RingObject::segments>(self, this, "segments");
+  bindMethod<&RingObject::pin>(self, this, "pin");
+  bindMethod<&RingObject::unpin>(self, this, "unpin");
+  bindMethod<&RingObject::readFile>(self, this, "readFile");
+  bindMethod<&RingObject::writeFile>(self, this, "writeFile");
+  bindMethod<&RingObject::close>(self, this, "close");
+  bindMethod<&RingObject::stats>(self, this, "stats");
   io_->add(this);
 }
 

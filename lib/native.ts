@@ -11,7 +11,10 @@
  */
 import { loadAddon } from './addon-loader.js';
 
-/** One mapped ring: mailbox, command ring, data area. Owns the three fds from construction on. */
+/**
+ * One mapped ring: mailbox, command ring, data area. Owns the three fds once constructed; when the
+ * constructor throws they are still the caller's. Never collected between `start` and `close`.
+ */
 export interface NativeRing {
   /** Commands that can be in flight: min(65535, ring bytes / 112). Slots are 0..capacity-1, reused LIFO. */
   readonly capacity: number;
@@ -30,14 +33,17 @@ export interface NativeRing {
   readonly cdbs: Uint8Array;
   /**
    * Completions on their way to the kernel, written by `lib/`: word 0 is the count, record `i` starts
-   * at word `4 + 4 * i`: slot, `status | flags << 8` (COMPLETE_*), READ_LEN in bytes, first byte of the
+   * at word `4 + 4 * i` (flush before there is no room for one more): slot, `status | flags << 8` (COMPLETE_*), READ_LEN in bytes, first byte of the
    * data (offset in the slot's data) from which everything is to be zeroed, or NO_ZERO.
    */
   readonly completions: Uint32Array;
   /** SENSE_STRIDE bytes a completion record, used where COMPLETE_SENSE is set. */
   readonly sense: Uint8Array;
 
-  /** Starts polling; `dispatch` may be called from then on. Looks at the ring once at once. */
+  /**
+   * Starts polling; `dispatch` is called from the event loop from then on, for what is on the ring
+   * already too.
+   */
   start(): void;
   /** Stops polling: no further dispatch. What is in flight can still be completed. */
   stop(): void;
@@ -46,6 +52,7 @@ export interface NativeRing {
    * zeroes, detaches the slot's ArrayBuffers, writes the response into the oldest uncompleted entry;
    * then moves the tail and rings the doorbell once. A slot with pins is published when the last pin
    * goes. Called by the addon itself after each `dispatch` and each I/O callback; by `lib/` otherwise.
+   * Throws `ERR_TCMU_RING_COMPLETION` when a slot awaits no completion; the others are published.
    */
   flush(): void;
   /** The whole CDB of a slot whose INFO_CDB_BYTES exceeds CDB_STRIDE (a copy). */
@@ -56,7 +63,11 @@ export interface NativeRing {
   /** KEEP_BUF: the kernel's command id of a slot is INFO_ID; a kept buffer's memory stays usable until this. */
   releaseKept(slot: number): void;
 
-  /** Memory of a slot. Offsets count through all iovecs: Data-Out first, then (bidi) Data-In. */
+  /**
+   * Memory of a slot. Offsets count through all iovecs: Data-Out first, then (bidi) Data-In. Throws
+   * `ERR_TCMU_BUFFER_REVOKED` when the slot holds no command, `ERR_TCMU_BUFFER_RANGE`,
+   * `ERR_TCMU_RING_CLOSED`, and `ERR_TCMU_RING_MEMORY` when the pages are gone (device removed).
+   */
   copyIn(slot: number, offset: number, source: Uint8Array): void;
   copyOut(
     slot: number,
@@ -78,7 +89,8 @@ export interface NativeRing {
   /**
    * Scatter-gather read of `[offset, offset + length)` from a file. Returns the bytes read (>= 0; the
    * rest is zeroed) when it could be done at once under `mode`, else -id: queued, the slot is pinned,
-   * and `io` reports the result under that id. A failure at once is thrown.
+   * and `io` reports the result under that id. A failure at once is thrown. Position -1 is the
+   * descriptor's own, for pipes.
    */
   readFile(
     slot: number,
@@ -99,8 +111,10 @@ export interface NativeRing {
   ): number;
 
   /**
-   * Unmaps and closes the fds. With commands pinned or I/O running the mapping is leaked instead
-   * (never unmapped under an operation) and false is returned. Idempotent.
+   * Stops polling, publishes what `completions` holds, revokes every buffer without a pin, unmaps and
+   * closes the fds. With commands pinned or I/O running it answers false: mapping and fds stay (nobody
+   * else is handed the same pages) until the last pin goes, for good if it never does; what is
+   * completed meanwhile is still published. Called again: whether it is over.
    */
   close(): boolean;
   /** Counters since construction. */
@@ -132,8 +146,9 @@ export interface NativeRingOptions {
   /** New events, in `events[0..count)`. Must not throw. */
   dispatch(count: number): void;
   /**
-   * Polling has ended for good: the device is gone (`EIO`) or the ring is corrupt
-   * (`ERR_TCMU_RING_CORRUPT`). Called once.
+   * Polling has ended for good: the device is gone (`EIO`), the ring is corrupt
+   * (`ERR_TCMU_RING_CORRUPT`), or pages of the mapping are gone (`ERR_TCMU_RING_MEMORY`: nothing more
+   * is published, since JavaScript that touched them saw zeros). Called once.
    */
   lost(code: string, message: string): void;
   /** At publish a buffer of this slot was found detached by somebody else: it escaped revocation. */
@@ -145,7 +160,10 @@ export interface NativeRingOptions {
  * dispatch are handed over together when it ends. One instance per loaded copy of `lib/`.
  */
 export interface NativeIo {
-  /** Pairs (id, result): result >= 0, or -errno. Filled before each `done` callback. */
+  /**
+   * Pairs (id, result): result >= 0, or -errno. Filled before each `done` callback. Ids are small
+   * integers, used again only after that callback has returned.
+   */
   readonly results: Float64Array;
   /** As NativeRing.readFile, into ordinary memory (kept alive by the addon until done). */
   read(target: Uint8Array, fd: number, position: number, mode: number): number;
@@ -212,7 +230,8 @@ export interface NativeAddon {
   /**
    * A system call that may block for long without being interruptible (configfs `enable`, removing a
    * LUN), on a thread of its own so that it never takes a place in libuv's pool.
-   * `open-write`: opens for writing, writes `data` in one write(2), closes.
+   * `open-write`: opens for writing, writes `data` in one write(2), closes. `symlink`: `path` is the
+   * link, `data` what it points to.
    */
   blockingCall(
     call: 'mkdir' | 'rmdir' | 'symlink' | 'unlink' | 'open-write',

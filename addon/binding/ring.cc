@@ -78,8 +78,9 @@ RingObject::RingObject(const Napi::CallbackInfo& info)
   tables_.events = shareArray<int32_t>(self, "events", batch_size_);
   tables_.info = shareArray<uint32_t>(self, "info", capacity * RingTables::kInfoWords);
   tables_.cdbs = shareArray<uint8_t>(self, "cdbs", capacity * RingTables::kCdbBytes);
-  completions_ = shareArray<uint32_t>(self, "completions", 4 + capacity * 4);
-  sense_ = shareArray<uint8_t>(self, "sense", capacity * layout::kSenseBytes);
+  completion_room_ = static_cast<uint32_t>(std::min<size_t>(capacity, kCompletionRecords));
+  completions_ = shareArray<uint32_t>(self, "completions", 4 + completion_room_ * 4);
+  sense_ = shareArray<uint8_t>(self, "sense", completion_room_ * layout::kSenseBytes);
   bindMethod<&RingObject::start>(self, this, "start");
   bindMethod<&RingObject::stopPolling>(self, this, "stop");
   bindMethod<&RingObject::flush>(self, this, "flush");
@@ -216,7 +217,7 @@ void RingObject::reportLost(const std::string& code, const std::string& message)
 
 std::string RingObject::publish() {
   std::string wrong;
-  const uint32_t count = std::min(completions_[0], ring_->capacity());
+  const uint32_t count = std::min(completions_[0], completion_room_);
   completions_[0] = 0;
   if (mapping_->poisoned())
     ring_->fail({RingFault::Kind::Memory, "a page of the data area is gone"});

@@ -36,6 +36,9 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   static constexpr int kBatchesPerTurn = 64;
   static constexpr uint32_t kCommandsPerTurn = 1024;
 
+  // Completions between two flushes, at most.
+  static constexpr uint32_t kCompletionRecords = 4096;
+
   template <class Element>
   Element* shareArray(Napi::Object self, const char* name, size_t length);
 
@@ -94,6 +97,7 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   std::vector<Napi::ObjectReference> arrays_;
   RingTables tables_ = {};
   uint32_t batch_size_ = 0;
+  uint32_t completion_room_ = 0;
   uint32_t* completions_ = nullptr;
   uint8_t* sense_ = nullptr;
 

@@ -248,6 +248,8 @@ describe('createBackstore', () => {
   });
 
   it('gives up on a kernel that does not come back, and keeps its hands off', async () => {
+    kernel.destroy();
+    kernel = new FakeKernel({ callTimeout: 500 });
     kernel.failures = ({ path }) => (path.endsWith('/enable') ? 'hang' : undefined);
     const error = await failure(createBackstore(options()));
     expect(error.code).toBe('ERR_TCMU_TARGET_STUCK');

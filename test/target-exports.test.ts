@@ -1,3 +1,4 @@
+import { rmSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ArgumentError, TargetError } from '../lib/errors.js';
 import { type Backstore, createBackstore } from '../lib/target/backstore.js';
@@ -367,6 +368,14 @@ describe('exportsOf', () => {
     for (const lun of [...found.loopback, ...found.iscsi, ...found.vhost]) await lun.detach();
     expect(kernel.made()).toEqual([...BACKSTORE, 'iscsi', 'loopback', 'vhost']);
     await expect(exportsOf(backstore)).resolves.toEqual({ loopback: [], iscsi: [], vhost: [] });
+  });
+
+  it('brings up a disk whose handler died while the kernel was probing it', async () => {
+    const disk = await attachLoopback(backstore);
+    rmSync(`${kernel.root}/sys/bus/scsi/devices/${disk.address}`, { recursive: true });
+    const [found] = (await exportsOf(backstore)).loopback;
+    expect(found?.path).toMatch(/\/dev\/sd[ab]$/);
+    expect(kernel.log.at(-1)).toMatchObject({ path: 'class/scsi_host/host0/scan', data: '0 1 -' });
   });
 
   it("leaves a shared target with its other LUNs, and other backstores' alone", async () => {

@@ -98,9 +98,11 @@ export class FakeKernel {
     this.netlink = new FakeNetlink(this);
     mkdirSync(join(this.configfs, 'core/alua'), { recursive: true });
     writeFileSync(join(this.configfs, 'version'), 'fake\n');
-    for (const folder of ['dev', 'sys/class/uio', 'sys/class/block', 'sys/bus/scsi/devices']) {
+    const folders = ['class/uio', 'class/block', 'class/scsi_host/host0', 'bus/scsi/devices'];
+    for (const folder of ['dev', ...folders.map((name) => `sys/${name}`)]) {
       mkdirSync(join(this.root, folder), { recursive: true });
     }
+    writeFileSync(join(this.root, 'sys/class/scsi_host/host0/scan'), '');
     const parameters = join(this.root, 'sys/module/target_core_user/parameters');
     mkdirSync(parameters, { recursive: true });
     for (const name of ['block_netlink', 'reset_netlink'])
@@ -130,7 +132,7 @@ export class FakeKernel {
       sysfs: join(this.root, 'sys'),
       dev: join(this.root, 'dev'),
       deviceTimeout: 100,
-      callTimeout: 200,
+      callTimeout: 10_000,
       calls: async () => calls,
       ...options,
     });
@@ -362,6 +364,11 @@ export class FakeKernel {
     const name = basename(path);
     if (short.startsWith('module/')) {
       this.netlink.parameter(name, value);
+    } else if (name === 'scan') {
+      for (const link of this.made().filter((entry) => /^loopback.*\/lun\//.test(entry))) {
+        const lun = link.split('/');
+        if (lun.length > 5 && !existsSync(this.#scsi(lun))) this.#addDisk(lun);
+      }
     } else if (name === 'control') {
       for (const pair of value.split(/[,\n]/)) {
         const [key = '', text = ''] = pair.split(/=(.*)/s);

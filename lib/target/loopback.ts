@@ -37,7 +37,10 @@ export interface LoopbackOptions {
 }
 
 export interface DetachOptions {
-  /** Detach also while the disk is mounted or its handler is dead: its I/O fails at once. */
+  /**
+   * Detach also while the disk is mounted or its handler is dead: its I/O fails at once, and what was not
+   * written back yet is lost.
+   */
   force?: boolean;
 }
 
@@ -274,6 +277,7 @@ export async function loopbackDisks(backstore: Backstore): Promise<LoopbackDisk[
       const undo = new Undo();
       recordLun(undo, host, link);
       const forget = (): Promise<void> => whenEmpty(host, tpg, () => target.remove());
+      await scanIfMissing(host, tpg, link.lun);
       return target.adopt(link.lun, undo, forget, backstore);
     }),
   );
@@ -282,6 +286,15 @@ export async function loopbackDisks(backstore: Backstore): Promise<LoopbackDisk[
 /** A port name that is the same for the same text: NAA 5, LIO's company id, 36 bits of a hash. */
 export function wwnFrom(text: string): string {
   return `naa.5001405${createHash('sha256').update(text).digest('hex').slice(0, 9)}`;
+}
+
+/** A disk whose handler died while it was probed is linked and not there. */
+async function scanIfMissing(host: TargetHost, tpg: string, lun: number): Promise<void> {
+  const address = await host.read(`${tpg}/address`);
+  if (await host.exists(scsiDevice(host, `${address}:${lun}`))) return;
+  const [number, channel, id] = address.split(':');
+  // All LUNs: tcm_loop's limit for single ones is 0, which the kernel takes for "none".
+  await host.write(`${host.sysfs}/class/scsi_host/host${number}/scan`, `${channel} ${id} -`);
 }
 
 interface ScsiDevice {

@@ -242,6 +242,19 @@ async function loopbackPart(): Promise<void> {
   await Promise.all([use(one.path), sh(`dd if=${two.path} of=/dev/null bs=1M status=none`)]);
   await target.remove();
 
+  step('a disk whose handler died while the kernel was probing it');
+  const late = await make('late', { commandTimeout: 2 });
+  const tpg = `${CONFIGFS}/loopback/naa.5001405000000002/tpgt_1`;
+  await sh(`mkdir -p ${tpg} && printf naa.5001405000000003 > ${tpg}/nexus`);
+  await sh(`mkdir ${tpg}/lun/lun_0 && ln -s ${late.path} ${tpg}/lun/lun_0/x`);
+  const lateDevice = await recoverBackstore(late, (given) => open(given));
+  const [lateDisk] = (await exportsOf(late)).loopback;
+  assert(lateDisk !== undefined);
+  await use(lateDisk.path);
+  await lateDisk.detach();
+  await lateDevice.close();
+  await late.remove();
+
   step('no handler');
   await otherDevice.close();
   const silent = await make('disk2', { commandTimeout: 2 });

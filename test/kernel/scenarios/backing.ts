@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { constants, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
-import type { Kit } from '../harness/kit.js';
+import { type Kit, sleep } from '../harness/kit.js';
 import type { Proc } from '../harness/process.js';
 import { scenario } from '../harness/scenario.js';
 
@@ -55,6 +55,7 @@ export default [
       await k.sh(fill(disk, 0, 16));
       const kept = await hash(k, disk, 0, 16);
       assert.match(await fails(k, fill(disk, 16, 40)), /No space left on device/);
+      await proc.line(/warning: write .*disk\.img: ENOSPC; the file system is full/);
       assert.equal(await hash(k, disk, 0, 16), kept, 'what was written before is there');
       k.step('room is made: through the disk, then beside it');
       await k.sh(`blkdiscard -o 16M -l 48M ${disk}`);
@@ -285,14 +286,17 @@ export default [
       const dir = await k.configfs.create({ name: 'd0', config: 'file/x', size: 64 * mebibyte });
       const uio = k.configfs.uio('d0');
       await k.sh(`truncate -s 64M ${image} && chown 65534 ${image} ${uio} && chmod 755 ${k.dir}`);
-      const proc = k.start(
-        [
-          ...['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', '--no-new-privs'],
-          ...['--bounding-set=-all', ...`${cli} ${image} --uio ${uio} --serial s1`.split(' ')],
-        ],
-        { name: 'nobody' },
-      );
-      await proc.line(new RegExp(`^ready name=d0 uio=${uio}$`));
+      const start = (): Proc =>
+        k.start(
+          [
+            ...['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', '--no-new-privs'],
+            ...['--bounding-set=-all', ...`${cli} ${image} --uio ${uio} --serial s1`.split(' ')],
+          ],
+          { name: 'nobody' },
+        );
+      const ready = new RegExp(`^ready name=d0 uio=${uio}$`);
+      let proc = start();
+      await proc.line(ready);
       assert.match(readFileSync(`/proc/${proc.pid}/status`, 'utf8'), /^CapEff:\s0+$/m);
       const { disk, tpg } = await k.configfs.attachLoopback(dir);
       await k.sh(`mkfs.ext4 -q ${disk} && e2fsck -fn ${disk}`);
@@ -302,6 +306,26 @@ export default [
       proc.kill('SIGHUP');
       await proc.line(/resized to 96 MiB/);
       assert.equal(await rescanned(k, disk), String(96 * mebibyte));
+      k.step('killed under load: root resets the ring, the user serves again');
+      const load = k.fio({
+        name: 'load',
+        filename: disk,
+        rw: 'randwrite',
+        bs: '4k',
+        ioengine: 'libaio',
+        direct: 1,
+        iodepth: 16,
+        size: '32m',
+        io_size: '96m',
+        verify: 'crc32c',
+      });
+      await sleep(2);
+      proc.kill('SIGKILL');
+      await proc.wait();
+      await k.configfs.write(`${dir}/action/reset_ring`, '1');
+      proc = start();
+      await proc.line(ready);
+      await load;
       await k.configfs.detachLoopback(tpg);
       await proc.stop();
       assert.equal(k.configfs.uio('d0'), uio, 'the device is left to whoever made it');

@@ -46,7 +46,7 @@ describe('completion', () => {
     const cdbs: Uint8Array[] = [];
     let memory: Uint8Array = new Uint8Array();
     const { sim } = await serve((command) => {
-      cdbs.push(command.cdb);
+      cdbs.push(command.cdb.slice());
       if (command.cdb[0] === 0x2a) memory = command.dataOut.toBytes();
       else if (command.cdb[0] === 0x28) command.dataIn.copyFrom(memory);
       command.complete();

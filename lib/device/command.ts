@@ -31,6 +31,11 @@ import { type DataOwner, RingDataIn, RingDataOut } from './ring-data.js';
 export interface CommandHost {
   readonly name: string;
   readonly ring: NativeRing;
+  /** The ring's tables, read for every command: here they are properties of an ordinary object. */
+  readonly info: Uint32Array;
+  readonly completions: Uint32Array;
+  /** A view of the first `length` bytes of a slot's CDB, made once for each slot. */
+  cdbView(slot: number, length: number): Uint8Array;
   /** The command was completed and its handler has settled. */
   publish(command: Command): void;
   /** Gives the kernel back the pages of a command completed with KEEP_BUF. */
@@ -80,8 +85,8 @@ export class Command implements ScsiCommand, DataOwner {
     this.ring = ring;
     this.slot = slot;
     this.tick = tick;
-    this.dataLength = ring.info[at + INFO_DATA_BYTES] as number;
-    this.bidiLength = ring.info[at + INFO_BIDI_BYTES] as number;
+    this.dataLength = host.info[at + INFO_DATA_BYTES] as number;
+    this.bidiLength = host.info[at + INFO_BIDI_BYTES] as number;
     this.inBase = this.bidiLength > 0 ? this.dataLength : 0;
   }
 
@@ -91,14 +96,14 @@ export class Command implements ScsiCommand, DataOwner {
   }
 
   get cdb(): Uint8Array {
-    this.#cdb ??= this.#copyCdb();
+    if (this.#state === PUBLISHED) throw this.#misuse('its CDB was asked for');
+    this.#cdb ??= this.#readCdb();
     return this.#cdb;
   }
 
-  #copyCdb(): Uint8Array {
-    if (this.#state === PUBLISHED) throw this.#misuse('its CDB was first asked for');
+  #readCdb(): Uint8Array {
     const { ring, slot } = this;
-    const available = ring.info[slot * INFO_STRIDE + INFO_CDB_BYTES] as number;
+    const available = this.#host.info[slot * INFO_STRIDE + INFO_CDB_BYTES] as number;
     const start = slot * CDB_STRIDE;
     const opcode = ring.cdbs[start] as number;
     let length = GROUP_LENGTH[opcode >> 5] as number;
@@ -108,7 +113,7 @@ export class Command implements ScsiCommand, DataOwner {
     else if (length === 0) length = 10;
     length = Math.min(length, available);
     if (length > CDB_STRIDE) return ring.longCdb(slot).slice(0, length);
-    return ring.cdbs.slice(start, start + length);
+    return this.#host.cdbView(slot, length);
   }
 
   get dataOut(): DataOut {
@@ -249,7 +254,7 @@ export class Command implements ScsiCommand, DataOwner {
     }
     if (this.#keep) flags |= COMPLETE_KEEP_BUF;
     const at = 4 + 4 * index;
-    const { completions } = ring;
+    const { completions } = this.#host;
     completions[at] = this.slot;
     completions[at + 1] = this.#status | (flags << 8);
     completions[at + 2] = readLength;
@@ -269,7 +274,7 @@ export class Command implements ScsiCommand, DataOwner {
   /** For messages: the device and the operation code. @internal */
   describe(): string {
     const opcode =
-      this.#state === PUBLISHED && this.#cdb === undefined
+      this.#state === PUBLISHED
         ? 'a finished command'
         : `command 0x${(this.cdb[0] as number).toString(16).padStart(2, '0')}`;
     return `${this.#host.name}: ${opcode}`;

@@ -19,7 +19,7 @@ import {
   TcmuError,
 } from '../errors.js';
 import { io } from '../io/io-queue.js';
-import { EVENT_RESET, EVENT_TMR, type NativeRing, native } from '../native.js';
+import { CDB_STRIDE, EVENT_RESET, EVENT_TMR, type NativeRing, native } from '../native.js';
 import { toSense } from '../scsi/sense.js';
 import { Command, type CommandHost } from './command.js';
 import { commandEnd, commandStart, deviceError, handlerError } from './diagnostics.js';
@@ -82,6 +82,14 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
   /** @internal */
   readonly ring: NativeRing;
   /** @internal */
+  readonly info: Uint32Array;
+  /** @internal */
+  readonly completions: Uint32Array;
+  readonly #cdbs: Uint8Array;
+  readonly #events: Int32Array;
+  /** By slot. */
+  readonly #cdbViews: Uint8Array[] = [];
+  /** @internal */
   readonly freeKeptBuffer: ((id: number) => Promise<void>) | undefined;
   readonly #handler: CommandHandler<Command> | undefined;
   readonly #concurrency: number;
@@ -130,6 +138,10 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
     } catch (error) {
       throw wrapRingError(`open ${source.name}`, error);
     }
+    this.info = this.ring.info;
+    this.completions = this.ring.completions;
+    this.#cdbs = this.ring.cdbs;
+    this.#events = this.ring.events;
     this.#startSweeper(options.commandTimeout ?? source.commandTimeout ?? 0);
   }
 
@@ -178,7 +190,7 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
   // --- from the ring to the handler ---
 
   #dispatch(count: number): void {
-    const { events } = this.ring;
+    const events = this.#events;
     this.#dispatching = true;
     for (let i = 0; i < count; i++) {
       const event = events[i] as number;
@@ -293,8 +305,19 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
   // --- from the handler to the ring ---
 
   /** @internal */
+  cdbView(slot: number, length: number): Uint8Array {
+    let view = this.#cdbViews[slot];
+    if (view?.length !== length) {
+      const start = slot * CDB_STRIDE;
+      view = this.#cdbs.subarray(start, start + length);
+      this.#cdbViews[slot] = view;
+    }
+    return view;
+  }
+
+  /** @internal */
   publish(command: Command): void {
-    const { completions } = this.ring;
+    const { completions } = this;
     if (this.#commands[command.slot] !== command) return;
     this.#commands[command.slot] = undefined;
     if (commandEnd.hasSubscribers) {
@@ -309,7 +332,7 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
     this.#running--;
     if (this.#head < this.#waiting.length) this.#startWaiting();
     if (this.#open === 0) this.#drained?.();
-    if (this.#held.delete(command)) {
+    if (this.#held.size > 0 && this.#held.delete(command)) {
       this.ring.flush();
       this.ring.unpin(command.slot);
     }

@@ -18,7 +18,10 @@ export const Status = {
 
 /** One SCSI command in flight. */
 export interface ScsiCommand {
-  /** The CDB, exactly as long as its operation code says (SPC-5 4.2.5.1). The handler's own copy. */
+  /**
+   * The CDB, exactly as long as its operation code says (SPC-5 4.2.5.1), apart from the ring. Valid until
+   * the command completes: its memory is used again for other commands, so copy what you keep.
+   */
   readonly cdb: Uint8Array;
   /** Bytes of the Data-In or Data-Out buffer; for a bidirectional command, of Data-Out. */
   readonly dataLength: number;

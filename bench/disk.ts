@@ -83,23 +83,32 @@ export interface Plan {
 /** What differs between the settings. Instruction counts hardly vary, so few and short rounds do. */
 const runs = {
   uml: { rounds: (wanted: number) => wanted, runtime: 2000, ramp: 500, minutes: 10 },
-  icount: { rounds: (wanted: number) => Math.min(wanted, 2), runtime: 800, ramp: 200, minutes: 15 },
+  icount: {
+    rounds: (wanted: number) => Math.min(wanted, 2),
+    runtime: 2000,
+    ramp: 300,
+    minutes: 30,
+  },
 };
 
 /** @throws Error saying which step failed in which setting, with the guest's own words */
 export async function measure(setting: Setting, plan: Plan): Promise<Sample[]> {
   const outDir = mkdtempSync(join(tmpdir(), 'tcmu-bench-'));
+  const cleanUp = () => rmSync(outDir, { recursive: true, force: true });
+  process.once('exit', cleanUp); // A signal ends the process without the finally below.
   try {
     const result = await boot(setting, plan, outDir);
-    const failure = /^bench: failed: [^]*/m.exec(result.output)?.[0];
-    if (failure || result.exitCode !== 0 || !result.output.includes('bench: finished')) {
+    const failure = /^bench: failed: ([^]*)/m.exec(result.output)?.[1];
+    if (failure !== undefined) throw new Error(`${setting}: ${failure.trimEnd()}`);
+    if (result.exitCode !== 0 || !result.output.includes('bench: finished')) {
       const why = result.timedOut ? 'it ran out of time' : `exit code ${result.exitCode ?? 'none'}`;
-      const tail = result.kernelLog.trim().split('\n').slice(-10).join('\n');
-      throw new Error(`${setting}: ${failure ?? `${why}\n${lastLines(result.output)}`}\n${tail}`);
+      const tails = [result.output, result.kernelLog].map(lastLines);
+      throw new Error(`${setting}: ${why}\n${tails.join('\n')}`);
     }
     return collect(setting, plan, outDir);
   } finally {
-    rmSync(outDir, { recursive: true, force: true });
+    process.removeListener('exit', cleanUp);
+    cleanUp();
   }
 }
 

@@ -69,7 +69,7 @@ start_ours() {
   await 60 "ready line of our handler: $(cat /run/ours.log)" eval \
     "grep -q '^ready ' /run/ours.log || ! kill -0 ${pid[ours]}"
   disk[ours]=$(sed -n 's|^ready .*disk=/dev/\(sd[a-z]*\).*|\1|p' /run/ours.log)
-  [ -n "${disk[ours]}" ] || fail "our handler: $(tail -n 5 /run/ours.log)"
+  [ -n "${disk[ours]}" ] || fail "our handler: $(tail -n 30 /run/ours.log)"
 }
 
 start() {
@@ -90,7 +90,7 @@ measure() {
     --iodepth="$depth" --norandommap --randseed=1 --time_based --runtime="${runtime}ms" --ramp_time="${ramp}ms" \
     --output-format=json --output="$report" ||
     fail "fio $rw $bs depth $depth on $subject (${disk[$subject]}): $(tail -n 3 "$report")"
-  [ -z "${pid[$subject]-}" ] || kill -0 "${pid[$subject]}" || fail "$subject died: $(tail -n 5 "/run/$subject.log")"
+  [ -z "${pid[$subject]-}" ] || kill -0 "${pid[$subject]}" || fail "$subject died: $(tail -n 30 "/run/$subject.log")"
 }
 
 # Commands the disk has completed so far.
@@ -130,6 +130,11 @@ for subject in ours fileio runner; do
   case " $SUBJECTS " in *" $subject "*) start $subject ;; esac
 done
 
+# A just-in-time compiler needs its seconds; what is measured is the steady state, for all.
+for subject in "${subjects[@]}"; do
+  measure "$subject" /run/warm-up randrw 4k 1 1500 0
+  measure "$subject" /run/warm-up randrw 4k 32 1500 0
+done
 for ((round = 1; round <= ROUNDS; round++)); do
   while read -r job rw bs depth; do
     for ((i = 0; i < ${#subjects[@]}; i++)); do

@@ -1,8 +1,8 @@
 /**
  * npm run bench [-- --help]: sets up what is missing, bundles bench/main.ts for plain Node, and runs it.
  */
-import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { projectRoot, setupOrExit } from '../scripts/setup.mjs';
 
 const args = process.argv.slice(2);
@@ -22,8 +22,5 @@ await build({
   sourcemap: 'inline',
   logLevel: 'warning',
 });
-const { status } = spawnSync(process.execPath, [outfile, ...args], {
-  cwd: projectRoot,
-  stdio: 'inherit',
-});
-process.exit(status ?? 2);
+process.chdir(projectRoot);
+await import(pathToFileURL(outfile).href);

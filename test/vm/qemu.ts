@@ -91,6 +91,8 @@ export async function runQemu(options: QemuOptions): Promise<VmResult> {
   }
   const kernel = debianKernel(options.cacheDir);
   const dir = mkdtempSync(join(tmpdir(), 'tcmu-qemu-'));
+  const cleanUp = () => rmSync(dir, { recursive: true, force: true });
+  process.once('exit', cleanUp); // A signal ends the process without the finally below.
   const started = process.hrtime.bigint();
   try {
     writeInitramfs(join(dir, 'initramfs'), kernel, options);
@@ -112,7 +114,8 @@ export async function runQemu(options: QemuOptions): Promise<VmResult> {
       seconds: Number(process.hrtime.bigint() - started) / 1e9,
     };
   } finally {
-    rmSync(dir, { recursive: true, force: true });
+    process.removeListener('exit', cleanUp);
+    cleanUp();
   }
 }
 

@@ -13,6 +13,10 @@ export interface NativeSimAttributes {
   /** Milliseconds; 0: a command without room is refused at once; -1: the command time-out. */
   queueFullTimeout: number;
   tmrNotification: boolean;
+  /** zc_scrub. */
+  scrub: boolean;
+  /** zc_min_bytes. */
+  zeroCopyBytes: number;
 }
 
 export interface NativeSimFaults {
@@ -35,6 +39,9 @@ export interface NativeSimOptions extends NativeSimAttributes {
   pagesPerBlock: number;
   /** Mailbox flags. */
   capabilities: number;
+  zeroCopy: boolean;
+  /** zc_area_mb; a multiple of 4096. */
+  windowBytes: number;
   /** Byte that freed data blocks are filled with, or -1. */
   poison: number;
   /** `count` rows of `results` and `sense` are filled. Must not throw. */
@@ -50,6 +57,11 @@ export interface NativeSimState {
   expired: number;
   unknownOps: number;
   resets: number;
+  zeroCopied: number;
+  copied: number;
+  windowFull: number;
+  scrubbedBytes: number;
+  zaps: number;
   inFlight: number;
   waiting: number;
   idsInUse: number;
@@ -129,6 +141,7 @@ export interface NativeSimDevice {
   freeKeptBuffer(id: number): boolean;
   /** Bytes freed. */
   reclaim(): number;
+  /** EINVAL for a time-out with zero copy. */
   setAttributes(attributes: NativeSimAttributes): void;
   setFaults(faults: NativeSimFaults): void;
   kick(): void;

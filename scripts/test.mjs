@@ -90,7 +90,7 @@ function suites() {
     {
       name: 'sim',
       about: 'C++ of the simulated kernel under the sanitizers',
-      command: ['sh', 'addon/sim/test/run.sh'],
+      command: ['bash', 'addon/sim/test/run.sh'],
       minutes: 10,
       count: lastLine,
     },

@@ -12,7 +12,8 @@ const PRELUDE = `
   function simulate(commandTimeout = 0) {
     const sim = new SimDevice({
       ringBytes: 65536, dataBytes: 1 << 20, pagesPerBlock: 1, capabilities: 15, poison: -1,
-      commandTimeout, queueFullTimeout: -1, tmrNotification: true,
+      commandTimeout, queueFullTimeout: -1, tmrNotification: true, scrub: true, zeroCopyBytes: 0,
+      zeroCopy: false, windowBytes: 0,
       finished: (count) => console.log('finished', count, sim.results[1] & 0xff),
     });
     return sim;
@@ -64,7 +65,8 @@ test('an uncaught exception in the callback', () => {
     process.once('uncaughtException', (error) => console.log(error.message));
     const sim = new SimDevice({
       ringBytes: 65536, dataBytes: 1 << 20, pagesPerBlock: 1, capabilities: 15, poison: -1,
-      commandTimeout: 10, queueFullTimeout: -1, tmrNotification: true,
+      commandTimeout: 10, queueFullTimeout: -1, tmrNotification: true, scrub: true, zeroCopyBytes: 0,
+      zeroCopy: false, windowBytes: 0,
       finished: () => { throw new Error('thrown'); },
     });
     submit(sim, 1);`;

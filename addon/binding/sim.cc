@@ -30,6 +30,8 @@ sim::Attributes attributes(const Napi::Object& options) {
       .queueFullTimeout =
           sim::Milliseconds(static_cast<int64_t>(number(options, "queueFullTimeout"))),
       .tmrNotification = options.Get("tmrNotification").ToBoolean(),
+      .scrub = options.Get("scrub").ToBoolean(),
+      .zeroCopyBytes = static_cast<uint32_t>(number(options, "zeroCopyBytes")),
   };
 }
 
@@ -42,6 +44,8 @@ auto guarded(Napi::Env env, F f) {
     throw systemError(env, error.code().value(), error.what());
   } catch (const std::invalid_argument& error) {
     throw Napi::RangeError::New(env, error.what());
+  } catch (const std::bad_alloc&) {
+    throw systemError(env, ENOMEM, "allocate");
   }
 }
 
@@ -83,6 +87,8 @@ SimDevice::SimDevice(const Napi::CallbackInfo& info)
       .dataBytes = static_cast<size_t>(number(options, "dataBytes")),
       .pagesPerBlock = static_cast<uint32_t>(number(options, "pagesPerBlock")),
       .capabilities = static_cast<uint16_t>(number(options, "capabilities")),
+      .zeroCopy = options.Get("zeroCopy").ToBoolean(),
+      .windowBytes = static_cast<size_t>(number(options, "windowBytes")),
       .poison = static_cast<int>(number(options, "poison")),
   };
   callback_ = Napi::Persistent(options.Get("finished").As<Napi::Function>());
@@ -168,6 +174,7 @@ void SimDevice::deliver(bool fromLoop) {
       words[1] = completion.status | (completion.hasSense ? 0x100u : 0u);
       words[2] = completion.dataBytes;
       words[3] = completion.residual;
+      giveBack(words[0]);
       if (completion.hasSense)
         std::memcpy(sense_ + i * completion.sense.size(), completion.sense.data(),
                     completion.sense.size());
@@ -228,7 +235,7 @@ napi_value SimDevice::submit(const Arguments<5>& arguments) {
     return {bytes.data, bytes.length};
   };
   const Bytes cdb = arguments.bytes(1);
-  const sim::Request request{
+  sim::Request request{
       .tag = arguments.uint32(0),
       .initiator = this,
       .cdb = {cdb.data, cdb.length},
@@ -236,9 +243,38 @@ napi_value SimDevice::submit(const Arguments<5>& arguments) {
       .dataIn = optional(3),
       .bidirectional = arguments.uint32(4) != 0,
   };
+  if (target.pool()) {
+    guarded(arguments.env, [&] {
+      Lent lent{lend(request.dataOut.size()), lend(request.dataIn.size()), request.dataIn.data()};
+      if (!lent.out.empty()) {
+        std::memcpy(lent.out.data(), request.dataOut.data(), lent.out.size());
+        request.dataOut = lent.out;
+      }
+      if (!lent.in.empty()) request.dataIn = lent.in;
+      lent_.emplace(static_cast<uint32_t>(request.tag), lent);
+    });
+  }
   hold();
   target.submit({&request, 1});
   return nullptr;
+}
+
+// Memory of the pool, for what could go without copying.
+std::span<uint8_t> SimDevice::lend(size_t bytes) {
+  if (bytes == 0 || bytes % sim::kPage) return {};
+  const std::span<uint8_t> range = device_->pool()->allocate(bytes);
+  std::memset(range.data(), 0, range.size());
+  return range;
+}
+
+void SimDevice::giveBack(uint32_t tag) {
+  const auto it = lent_.find(tag);
+  if (it == lent_.end()) return;
+  const Lent lent = it->second;
+  lent_.erase(it);
+  if (!lent.in.empty()) std::memcpy(lent.target, lent.in.data(), lent.in.size());
+  device_->pool()->free(lent.out);
+  device_->pool()->free(lent.in);
 }
 
 Napi::Value SimDevice::open(const Napi::CallbackInfo& info) {
@@ -312,9 +348,11 @@ Napi::Value SimDevice::reclaim(const Napi::CallbackInfo& info) {
 
 Napi::Value SimDevice::setAttributes(const Napi::CallbackInfo& info) {
   const sim::Attributes changed = attributes(info[0].As<Napi::Object>());
+  bool taken = false;
   device(info.Env()).act([&](sim::Kernel& kernel, sim::TimePoint) {
-    kernel.attributes() = changed;
+    taken = kernel.setAttributes(changed);
   });
+  if (!taken) throw systemError(info.Env(), EINVAL, "write");
   return info.Env().Undefined();
 }
 
@@ -416,6 +454,11 @@ Napi::Value SimDevice::state(const Napi::CallbackInfo& info) {
     set("expired", stats.expired);
     set("unknownOps", stats.unknownOps);
     set("resets", stats.resets);
+    set("zeroCopied", stats.exposed);
+    set("copied", stats.copied);
+    set("windowFull", stats.noWindow);
+    set("scrubbedBytes", stats.scrubbed);
+    set("zaps", kernel.zaps());
     set("inFlight", kernel.inFlight());
     set("waiting", kernel.waiting());
     set("idsInUse", kernel.idsInUse());
@@ -477,6 +520,7 @@ Napi::Value SimDevice::close(const Napi::CallbackInfo& info) {
   if (device_) {
     stop();
     deliver(false);
+    load_.reset();
     device_.reset();
   }
   return info.Env().Undefined();

@@ -12,6 +12,8 @@
 
 #include <memory>
 #include <mutex>
+#include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "../sim/device.h"
@@ -84,8 +86,18 @@ class SimDevice : public Napi::ObjectWrap<SimDevice>,
   bool load_ended_ = false;
   bool awake_ = false;  // the async is open: other threads may send
   UvHandle<uv_async_t> async_;
+  // With zero copy a command's data is in the device's pool, and copied for JavaScript.
+  struct Lent {
+    std::span<uint8_t> out;
+    std::span<uint8_t> in;
+    uint8_t* target;
+  };
+  std::span<uint8_t> lend(size_t bytes);
+  void giveBack(uint32_t tag);
+  std::unordered_map<uint32_t, Lent> lent_;
+
+  std::unique_ptr<sim::Device> device_;  // stopped before anything goes: its thread calls us
   std::unique_ptr<sim::LoadGenerator> load_;
-  std::unique_ptr<sim::Device> device_;  // its thread calls us and the load: goes first
 };
 
 }  // namespace tcmu

@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "mapping_watch.h"
+
 namespace tcmu {
 
 std::unique_ptr<Mapping> Mapping::make(int memory_fd, int event_fd, int doorbell_fd, size_t bytes) {
@@ -18,9 +20,11 @@ Mapping::Mapping(int memory_fd, int event_fd, int doorbell_fd, void* start, size
       start_(start),
       bytes_(bytes) {
   range_.emplace(start, bytes);
+  MappingWatch::announce(memory_fd, start, bytes);
 }
 
 Mapping::~Mapping() {
+  MappingWatch::withdraw(start_);
   range_.reset();
   munmap(start_, bytes_);
   if (memory_fd_ >= 0) close(memory_fd_);

@@ -18,6 +18,8 @@ inline constexpr size_t kFlags = 2;      // u16
 inline constexpr size_t kRingOffset = 4; // u32
 inline constexpr size_t kRingSize = 8;   // u32
 inline constexpr size_t kHead = 12;      // u32, written by the kernel
+inline constexpr size_t kWindowOffset = 16; // u64, with kZeroCopy
+inline constexpr size_t kWindowBytes = 24;  // u64, with kZeroCopy
 inline constexpr size_t kTail = 64;      // u32, written by the handler
 inline constexpr size_t kBytes = 128;    // the ring begins here
 inline constexpr uint16_t kVersionValue = 2;
@@ -25,6 +27,9 @@ inline constexpr uint16_t kOutOfOrder = 1;
 inline constexpr uint16_t kReadLength = 2;
 inline constexpr uint16_t kTmr = 4;
 inline constexpr uint16_t kKeepBuffer = 8;
+// Of a kernel with the zero-copy patch.
+inline constexpr uint16_t kZeroCopy = 16;
+inline constexpr uint16_t kKeepBufferPerCommand = 32;
 } // namespace mailbox
 
 namespace entry {
@@ -38,6 +43,11 @@ inline constexpr uint32_t kPad = 0;
 inline constexpr uint32_t kCommand = 1;
 inline constexpr uint32_t kTaskManagement = 2;
 inline constexpr size_t kAlign = 8;
+
+// Kernel flags of a kernel with the zero-copy patch.
+inline constexpr uint8_t kZeroCopy = 1;
+inline constexpr uint8_t kKeepBufferPossible = 2;
+inline constexpr uint8_t kDirectIo = 4;
 
 inline constexpr uint8_t kUnknownOp = 1;
 inline constexpr uint8_t kReadLengthValid = 2;

@@ -6,13 +6,15 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
+#include <stdexcept>
 #include <system_error>
 #include <unistd.h>
 
 namespace tcmu::sim {
 
 Device::Device(const Geometry& geometry, const Attributes& attributes) : kernel_(geometry) {
-  kernel_.attributes() = attributes;
+  if (!kernel_.setAttributes(attributes))
+    throw std::invalid_argument("with zero copy the command time-out is 0 and fixed");
   control_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (control_ < 0) throw std::system_error(errno, std::generic_category(), "eventfd");
   thread_ = std::thread([this] { loop(); });

@@ -54,6 +54,8 @@ public:
   void stop();
 
   DeviceStats stats();
+  /** Initiators' memory for zero copy, or null. */
+  BufferPool* pool() { return kernel_.pool(); }
   size_t mapSize() const { return kernel_.memory().size(); }
 
 private:

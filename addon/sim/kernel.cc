@@ -21,6 +21,8 @@ const Geometry& checked(const Geometry& g) {
     throw std::invalid_argument("ring size must be a multiple of 4096, at most 2 GiB");
   if (g.pagesPerBlock < 1 || g.pagesPerBlock > 1u << 18)
     throw std::invalid_argument("pages per block must be 1 to 262144");
+  if (g.zeroCopy && (g.windowBytes % kPage || !g.windowBytes || g.windowBytes > size_t{1} << 40))
+    throw std::invalid_argument("zero-copy window must be a multiple of 4096, at most 1 TiB");
   if (g.dataBytes % kPage || g.dataBytes < g.pagesPerBlock * kPage ||
       g.dataBytes > (size_t{1} << 40))
     throw std::invalid_argument(
@@ -40,13 +42,26 @@ size_t cdbBytes(std::span<const uint8_t> cdb) {
 
 Kernel::Kernel(const Geometry& geometry)
     : geometry_(checked(geometry)),
-      memory_(geometry.ringBytes + geometry.dataBytes, geometry.ringBytes),
+      memory_(geometry.ringBytes + geometry.dataBytes +
+                  (geometry.zeroCopy ? geometry.windowBytes : 0),
+              geometry.ringBytes),
       ringSize_(static_cast<uint32_t>(geometry.ringBytes - mailbox::kBytes)),
       dataOffset_(geometry.ringBytes), blockBytes_(geometry.pagesPerBlock * kPage),
       blocks_(static_cast<uint32_t>(geometry.dataBytes / blockBytes_)), ids_(kIdLimit) {
   ids_.set(0);
   memory_.put<uint16_t>(mailbox::kVersion, mailbox::kVersionValue);
-  memory_.put<uint16_t>(mailbox::kFlags, geometry_.capabilities);
+  uint16_t capabilities = geometry_.capabilities;
+  if (geometry_.zeroCopy) {
+    const size_t offset = geometry_.ringBytes + geometry_.dataBytes;
+    pool_ = std::make_unique<BufferPool>();
+    window_ = std::make_unique<Window>(memory_.fd(), pool_->fd(), offset, geometry_.windowBytes);
+    capabilities &= static_cast<uint16_t>(~mailbox::kKeepBuffer);
+    capabilities |= mailbox::kZeroCopy | mailbox::kKeepBufferPerCommand;
+    memory_.put<uint64_t>(mailbox::kWindowOffset, offset);
+    memory_.put<uint64_t>(mailbox::kWindowBytes, geometry_.windowBytes);
+    attributes_.commandTimeout = Milliseconds{0};
+  }
+  memory_.put<uint16_t>(mailbox::kFlags, capabilities);
   memory_.put<uint32_t>(mailbox::kRingOffset, mailbox::kBytes);
   memory_.put<uint32_t>(mailbox::kRingSize, ringSize_);
 }
@@ -84,34 +99,44 @@ void Kernel::submit(const Request& request, TimePoint now, TimePoint holdUntil) 
   }
 }
 
-Kernel::Placed Kernel::place(Command& c, TimePoint now) {
+Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
   if (blocked_) return Placed::busy;
   if (broken_) return Placed::unreachable;
   if (!waiting_.empty()) return waitForRoom(c, now);
 
   const size_t dataBytes = c.dataBytes();
-  c.bidiBlocks = c.bidirectional ? static_cast<uint32_t>(divideUp(c.dataIn.size(), blockBytes_)) : 0;
-  if (divideUp(dataBytes, blockBytes_) + c.bidiBlocks > blocks_.size()) return Placed::tooBig;
-  if (!allocateBlocks(c)) return waitForRoom(c, now);
+  c.zeroCopy = mayExpose && window_ && reserveWindow(c);
+  c.bidiBlocks = 0;
+  if (!c.zeroCopy) {
+    if (c.bidirectional)
+      c.bidiBlocks = static_cast<uint32_t>(divideUp(c.dataIn.size(), blockBytes_));
+    if (divideUp(dataBytes, blockBytes_) + c.bidiBlocks > blocks_.size()) return Placed::tooBig;
+    if (!allocateBlocks(c)) return waitForRoom(c, now);
+  }
 
   const size_t bidiStart = c.blocks.size() - c.bidiBlocks;
-  const uint32_t iovs = countIovs(c, 0, bidiStart);
-  const uint32_t bidiIovs = countIovs(c, bidiStart, c.blocks.size());
+  const uint32_t iovs = c.zeroCopy ? 1 : countIovs(c, 0, bidiStart);
+  const uint32_t bidiIovs =
+      c.zeroCopy ? c.bidirectional : countIovs(c, bidiStart, c.blocks.size());
   const size_t base =
       std::max(entry::kIov + entry::kIovBytes * (iovs + bidiIovs), entry::kMinBytes);
   const size_t bytes = base + roundUp(c.cdbBytes, entry::kAlign);
   if (bytes > ringSize_ / 2) {
-    releaseBlocks(c);
+    releaseMemory(c);
     return Placed::tooBig;
   }
   if (!hasRingSpace(bytes)) {
-    releaseBlocks(c);
+    releaseMemory(c);
     return waitForRoom(c, now);
   }
   const uint32_t id = ids_.lowestFree(kIdLimit);
   if (id == Bitmap::kNone) {
-    releaseBlocks(c);
+    releaseMemory(c);
     return Placed::noId;
+  }
+  if (c.zeroCopy && !expose(c)) {
+    releaseMemory(c);
+    return place(c, now, false);
   }
   ids_.set(id);
   if (id >= byId_.size()) byId_.resize(std::min<size_t>(kIdLimit, std::max(64u, id * 2)));
@@ -120,11 +145,22 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now) {
 
   const size_t at = mailbox::kBytes + startEntry(bytes);
   std::memset(memory_.at(at), 0, bytes);
-  if (!c.dataOut.empty()) scatter(c);
-  size_t iov = writeIovs(c, 0, bidiStart, dataBytes, at + entry::kIov);
-  if (c.bidirectional) writeIovs(c, bidiStart, c.blocks.size(), c.dataIn.size(), iov);
+  if (c.zeroCopy) {
+    const size_t offset = window_->offsetOf(c.window);
+    putIov(at + entry::kIov, offset, dataBytes);
+    if (c.bidirectional)
+      putIov(at + entry::kIov + entry::kIovBytes, offset + dataBytes, c.dataIn.size());
+  } else {
+    if (!c.dataOut.empty()) scatter(c);
+    const size_t iov = writeIovs(c, 0, bidiStart, dataBytes, at + entry::kIov);
+    if (c.bidirectional) writeIovs(c, bidiStart, c.blocks.size(), c.dataIn.size(), iov);
+  }
   memory_.put<uint32_t>(at + entry::kLengthAndOp, static_cast<uint32_t>(bytes) | entry::kCommand);
   memory_.put<uint16_t>(at + entry::kId, c.id);
+  if (window_)
+    memory_.put<uint8_t>(at + entry::kKernelFlags,
+                         c.zeroCopy ? entry::kZeroCopy | entry::kDirectIo
+                                    : entry::kKeepBufferPossible);
   memory_.put<uint32_t>(at + entry::kIovCount, iovs);
   memory_.put<uint32_t>(at + entry::kBidiIovCount, bidiIovs);
   memory_.put<uint64_t>(at + entry::kCdbOffset, at + base);
@@ -136,7 +172,71 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now) {
   inFlight_.pushBack(c);
   publish(static_cast<uint32_t>(bytes));
   stats_.commands++;
+  if (window_ && c.dataBytes() > 0) (c.zeroCopy ? stats_.exposed : stats_.copied)++;
   return Placed::onRing;
+}
+
+// --- zero copy ---
+
+/** Room in the window, for a command whose memory can be shown there. */
+bool Kernel::reserveWindow(Command& c) {
+  size_t bytes = 0;
+  for (const std::span<const uint8_t> part : {c.dataOut, std::span<const uint8_t>(c.dataIn)}) {
+    if (part.empty()) {
+      if (c.bidirectional) return false;
+      continue;
+    }
+    if (!pool_->offsetOf(part)) return false;
+    bytes += part.size();
+  }
+  if (bytes == 0 || bytes < attributes_.zeroCopyBytes) return false;
+  const auto range = window_->reserve(bytes / kPage);
+  if (!range) {
+    stats_.noWindow++;
+    return false;
+  }
+  c.window = *range;
+  c.zapped = false;
+  return true;
+}
+
+bool Kernel::expose(Command& c) {
+  Window::Range out = c.window;
+  out.pages = static_cast<uint32_t>(c.dataOut.size() / kPage);
+  const Window::Range in{out.first + out.pages, c.window.pages - out.pages};
+  if (in.pages > 0 && attributes_.scrub) {
+    std::memset(c.dataIn.data(), 0, c.dataIn.size());
+    stats_.scrubbed += c.dataIn.size();
+  }
+  return (out.pages == 0 || window_->expose(out, *pool_->offsetOf(c.dataOut), false)) &&
+         (in.pages == 0 || window_->expose(in, *pool_->offsetOf(c.dataIn), true));
+}
+
+/**
+ * Takes the pages of a completed command out of the window, before its initiator hears of it, and
+ * with them those of up to 64 completed after it: only their ids are looked at, and whichever proves
+ * not to be completed has lost its pages by its handler's own doing.
+ */
+void Kernel::concealFrom(Command& c, uint32_t position) {
+  std::vector<Window::Range> ranges{c.window};
+  c.zapped = true;
+  const uint32_t tail = memory_.loadAcquire(mailbox::kTail);
+  for (int n = 0; n < 64 && position != tail; n++) {
+    const size_t at = mailbox::kBytes + position;
+    const uint32_t header = memory_.get<uint32_t>(at + entry::kLengthAndOp);
+    const uint32_t length = header & ~entry::kOpMask;
+    if (length < entry::kHeaderBytes || length > ringSize_ - position) break;
+    if ((header & entry::kOpMask) == entry::kCommand) {
+      const uint16_t id = memory_.get<uint16_t>(at + entry::kId);
+      Command* other = id < byId_.size() ? byId_[id] : nullptr;
+      if (other && other->zeroCopy && !other->zapped) {
+        other->zapped = true;
+        ranges.push_back(other->window);
+      }
+    }
+    position = (position + length) % ringSize_;
+  }
+  window_->zap(ranges);
 }
 
 Kernel::Placed Kernel::waitForRoom(Command& c, TimePoint now) {
@@ -186,6 +286,15 @@ void Kernel::allocateRun(Command& c, size_t bytes) {
   }
 }
 
+void Kernel::releaseMemory(Command& c) {
+  if (c.zeroCopy) {
+    if (!std::exchange(c.zapped, true)) window_->zap({&c.window, 1});
+    window_->release(c.window);
+    c.zeroCopy = false;
+  }
+  releaseBlocks(c);
+}
+
 void Kernel::releaseBlocks(Command& c) {
   for (const uint32_t block : c.blocks) {
     blocks_.clear(block);
@@ -215,11 +324,15 @@ size_t Kernel::writeIovs(const Command& c, size_t firstBlock, size_t endBlock, s
       bytes -= part;
       i++;
     } while (i < endBlock && c.blocks[i] == c.blocks[i - 1] + 1);
-    memory_.put<uint64_t>(at, dataOffset_ + c.blocks[start] * blockBytes_);
-    memory_.put<uint64_t>(at + 8, length);
+    putIov(at, dataOffset_ + c.blocks[start] * blockBytes_, length);
     at += entry::kIovBytes;
   }
   return at;
+}
+
+void Kernel::putIov(size_t at, size_t offset, size_t length) {
+  memory_.put<uint64_t>(at, offset);
+  memory_.put<uint64_t>(at + 8, length);
 }
 
 void Kernel::scatter(const Command& c) {
@@ -317,12 +430,15 @@ bool Kernel::takeCompletions() {
       return false;
     }
     const uint16_t id = memory_.get<uint16_t>(at + entry::kId);
-    const bool keep = memory_.get<uint8_t>(at + entry::kUserFlags) & entry::kKeepBuffer;
     Command* c = id < byId_.size() ? byId_[id] : nullptr;
     if (!c) {
       breakDevice("completion of a cmd_id that is not in flight");
       return false;
     }
+    if (c->zeroCopy && !c->zapped) concealFrom(*c, cleaned_);
+    // An initiator's pages can't be kept.
+    const bool keep =
+        !c->zeroCopy && (memory_.get<uint8_t>(at + entry::kUserFlags) & entry::kKeepBuffer);
     if (!complete(*c, at, keep)) break;
     cleaned_ = (cleaned_ + length) % ringSize_;
   }
@@ -357,7 +473,7 @@ bool Kernel::complete(Command& c, size_t at, bool keep) {
         done.hasSense = true;
         std::memcpy(done.sense.data(), memory_.at(at + entry::kSense), done.sense.size());
       }
-      if (!failed || readLengthValid) {
+      if (!c.zeroCopy && (!failed || readLengthValid)) {
         // Of a bidirectional command the kernel copies as much Data-In as there was Data-Out.
         if (c.bidirectional) gather(c, c.blocks.size() - c.bidiBlocks, asked);
         else if (c.reads()) gather(c, 0, bytes);
@@ -409,6 +525,12 @@ void Kernel::runWaiting(bool fail, TimePoint now) {
 
 // --- time ---
 
+bool Kernel::setAttributes(const Attributes& attributes) {
+  if (window_ && attributes.commandTimeout.count() != 0) return false;
+  attributes_ = attributes;
+  return true;
+}
+
 TimePoint Kernel::nextDeadline() const {
   // As the kernel's timers: the first of each queue decides when all of it is looked at.
   TimePoint next = TimePoint::max();
@@ -448,6 +570,7 @@ void Kernel::tick(TimePoint now) {
 }
 
 bool Kernel::expireNow(const Initiator* initiator, uint64_t tag) {
+  if (window_) return false;
   bool found = false;
   const auto matches = [&](const Command& c) {
     return !found && c.tag == tag && c.initiator == initiator;
@@ -468,6 +591,7 @@ bool Kernel::expireNow(const Initiator* initiator, uint64_t tag) {
 /** Answered for the initiator; id, slot and blocks stay until the handler completes it. */
 void Kernel::expire(Command& c) {
   inFlight_.remove(c);
+  if (c.zeroCopy && !std::exchange(c.zapped, true)) window_->zap({&c.window, 1});
   c.state = Command::State::expired;
   stats_.expired++;
   finishWithSense(c, 2, 0x08, 0); // NOT READY, LOGICAL UNIT COMMUNICATION FAILURE
@@ -639,13 +763,14 @@ Command& Kernel::obtain() {
 void Kernel::forget(Command& c) {
   byId_[c.id] = nullptr;
   ids_.clear(c.id);
-  releaseBlocks(c);
+  releaseMemory(c);
   recycle(c);
 }
 
 void Kernel::recycle(Command& c) {
   c.state = Command::State::idle;
   c.aborted = false;
+  c.zeroCopy = false;
   c.id = 0;
   c.bidiBlocks = 0;
   c.dataOut = {};

@@ -20,8 +20,10 @@
 
 #include "abi.h"
 #include "bitmap.h"
+#include "buffer_pool.h"
 #include "command.h"
 #include "memory.h"
+#include "window.h"
 
 namespace tcmu::sim {
 
@@ -31,6 +33,9 @@ struct Geometry {
   uint32_t pagesPerBlock = 1;   // control: data_pages_per_blk
   uint16_t capabilities = mailbox::kOutOfOrder | mailbox::kReadLength | mailbox::kTmr |
                           mailbox::kKeepBuffer;
+  /** Behaves as a kernel with the zero-copy patch and this switched on: no KEEP_BUF, no time-out. */
+  bool zeroCopy = false;
+  size_t windowBytes = 256 << 20; // control: zc_area_mb
   /** Byte that data blocks are filled with when they are freed, or -1: left as they are. */
   int poison = -1;
 };
@@ -40,6 +45,8 @@ struct Attributes {
   Milliseconds commandTimeout{30000}; // 0: none
   Milliseconds queueFullTimeout{-1};  // 0: refused at once; below 0: the command time-out
   bool tmrNotification = false;
+  bool scrub = true;          // zc_scrub: Data-In pages are zeroed before the handler sees them
+  uint32_t zeroCopyBytes = 0; // zc_min_bytes: shorter commands are copied
 };
 
 struct KernelStats {
@@ -51,6 +58,11 @@ struct KernelStats {
   uint64_t expired = 0;
   uint64_t unknownOps = 0;
   uint64_t resets = 0;
+  // Of zero copy, the patch's zc_stats.
+  uint64_t exposed = 0;
+  uint64_t copied = 0;  // commands with data that were not
+  uint64_t noWindow = 0; // of these, for want of room in the window
+  uint64_t scrubbed = 0; // bytes
 };
 
 class Kernel {
@@ -69,7 +81,10 @@ public:
   /** No command submitted from now on can expire sooner than this. */
   Milliseconds shortestTimeout() const;
   void tick(TimePoint now);
-  /** Lets the command's time-out pass now: in flight or waiting for room. False: no such command. */
+  /**
+   * Lets the command's time-out pass now: in flight or waiting for room. False: no such command, or
+   * zero copy, which has no time-out.
+   */
   bool expireNow(const Initiator* initiator, uint64_t tag);
 
   using Selector = std::function<bool(const Command&)>;
@@ -94,7 +109,12 @@ public:
   /** Ends everything that is left with NOT READY: the simulated kernel itself stops. */
   void failAll();
 
-  Attributes& attributes() { return attributes_; }
+  const Attributes& attributes() const { return attributes_; }
+  /** False (EINVAL): with zero copy there is no command time-out. */
+  bool setAttributes(const Attributes& attributes);
+  /** Initiators' memory that can be shown to the handler; null without zero copy. */
+  BufferPool* pool() { return pool_.get(); }
+  uint64_t zaps() const { return window_ ? window_->zaps() : 0; }
   SharedMemory& memory() { return memory_; }
   const SharedMemory& memory() const { return memory_; }
 
@@ -125,14 +145,19 @@ private:
     std::vector<uint16_t> ids;
   };
 
-  Placed place(Command& c, TimePoint now);
+  Placed place(Command& c, TimePoint now, bool mayExpose = true);
   Placed waitForRoom(Command& c, TimePoint now);
   Milliseconds waitLimit() const;
+  bool reserveWindow(Command& c);
+  bool expose(Command& c);
+  void concealFrom(Command& c, uint32_t position);
+  void releaseMemory(Command& c);
   bool allocateBlocks(Command& c);
   void allocateRun(Command& c, size_t bytes);
   void releaseBlocks(Command& c);
   uint32_t countIovs(const Command& c, size_t firstBlock, size_t endBlock) const;
   size_t writeIovs(const Command& c, size_t firstBlock, size_t endBlock, size_t bytes, size_t at);
+  void putIov(size_t at, size_t offset, size_t length);
   void scatter(const Command& c);
   void gather(Command& c, size_t firstBlock, size_t bytes);
 
@@ -164,6 +189,8 @@ private:
   uint32_t ringSize_;
   size_t dataOffset_;
   size_t blockBytes_;
+  std::unique_ptr<BufferPool> pool_;
+  std::unique_ptr<Window> window_;
 
   uint32_t head_ = 0;
   uint32_t cleaned_ = 0;

@@ -1,7 +1,6 @@
 #include "load.h"
 
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 namespace tcmu::sim {
@@ -22,10 +21,13 @@ LoadGenerator::LoadGenerator(Device& device, const LoadOptions& options,
   busy_.resize(units_);
   if (options.verify) versions_.resize(units_);
   for (uint32_t i = options.depth; i-- > 0;) {
-    const size_t room = (options.bytes + kPage - 1) / kPage * kPage;
-    slots_[i].buffer.reset(static_cast<uint8_t*>(std::aligned_alloc(kPage, room)));
-    if (!slots_[i].buffer) throw std::bad_alloc();
-    std::memset(slots_[i].buffer.get(), 0, room);
+    if (BufferPool* pool = device.pool()) {
+      const auto range = pool->allocate(options.bytes);
+      slots_[i].buffer = {range.data(), [pool, range](uint8_t*) { pool->free(range); }};
+    } else {
+      slots_[i].buffer = {new uint8_t[options.bytes], std::default_delete<uint8_t[]>()};
+    }
+    std::memset(slots_[i].buffer.get(), 0, options.bytes);
     free_.push_back(i);
   }
 }

@@ -7,6 +7,9 @@
  * flight together, each write has a version of its own in its bytes, and a read must give the version
  * last written (a unit never written is not judged). A unit whose write failed is not judged again.
  *
+ * Its buffers are in the device's pool when that has one: commands of whole pages go without copying.
+ * The device must outlive it.
+ *
  * `ended` is called once, from whichever thread finished the last command; until then the generator
  * must live, from then on it may go.
  */
@@ -60,7 +63,7 @@ public:
 
 private:
   struct Slot {
-    std::unique_ptr<uint8_t[], void (*)(void*)> buffer{nullptr, std::free};
+    std::unique_ptr<uint8_t[], std::function<void(uint8_t*)>> buffer;
     uint64_t unit = 0;
     bool read = false;
     std::array<uint8_t, 10> cdb{};

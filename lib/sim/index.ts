@@ -13,6 +13,7 @@ export {
   type SimulatedDeviceOptions,
   type SimulatedDeviceState,
   type SimulatedFaults,
+  type ZeroCopyOptions,
 } from './simulated-device.js';
 export {
   type BlockRange,

@@ -12,6 +12,7 @@ import type { RingSource } from '../device/ring-source.js';
 import { ArgumentError, DeviceError, errnoOf } from '../errors.js';
 import {
   type NativeLoadReport,
+  type NativeSimAttributes,
   NativeSimDevice,
   type NativeSimFaults,
   type NativeSimState,
@@ -34,7 +35,7 @@ export interface SimulatedDeviceOptions {
   dataAreaBytes?: number;
   /** data_pages_per_blk. Default 1. */
   dataPagesPerBlock?: number;
-  /** attrib/cmd_time_out in milliseconds, 0: none. Default 30,000. */
+  /** attrib/cmd_time_out in milliseconds, 0: none. Default 30,000, with zero copy 0 and fixed. */
   commandTimeout?: number;
   /** attrib/qfull_time_out in milliseconds; 0: refuse at once; -1: as commandTimeout. Default -1. */
   queueFullTimeout?: number;
@@ -42,8 +43,23 @@ export interface SimulatedDeviceOptions {
   tmrNotification?: boolean;
   /** Mailbox flags: OOOC 1, READ_LEN 2, TMR 4, KEEP_BUF 8. Default 15. */
   capabilities?: number;
+  /**
+   * Behaves as a kernel with the zero-copy patch and `zero_copy=1`: commands of whole pages show the
+   * initiator's own memory to the handler, for the time of the command; later touches raise SIGBUS.
+   * Only a handler in this process can be shown it; for another everything is copied. Default false.
+   */
+  zeroCopy?: boolean | ZeroCopyOptions;
   /** Fills data blocks with this byte when they are freed, to make stale bytes visible. A kernel leaves them. */
   poison?: number;
+}
+
+export interface ZeroCopyOptions {
+  /** zc_area_mb, in bytes: how much can be shown at a time; what finds no room is copied. Default 256 MiB. */
+  windowBytes?: number;
+  /** zc_scrub: Data-In memory is zeroed before the handler sees it. Default true. */
+  scrub?: boolean;
+  /** zc_min_bytes: shorter commands are copied. Default 0. */
+  minBytes?: number;
 }
 
 /** One of the three attributes whose change the kernel announces (netlink RECONFIG_DEVICE). */
@@ -151,7 +167,7 @@ export class SimulatedDevice {
   readonly #native: NativeSimDevice;
   readonly #pending = new Map<number, Pending>();
   readonly #tags = new WeakMap<Promise<CommandResult>, number>();
-  #attributes: { commandTimeout: number; queueFullTimeout: number; tmrNotification: boolean };
+  #attributes: NativeSimAttributes;
   #nextTag = 1;
   #idle: (() => void)[] = [];
   #closed = false;
@@ -161,10 +177,13 @@ export class SimulatedDevice {
     this.name = options.name ?? 'sim/disk';
     this.#config = options.config ?? '';
     this.#onReconfigure = options.onReconfigure;
+    const zeroCopy = options.zeroCopy === true ? {} : options.zeroCopy || undefined;
     this.#attributes = {
-      commandTimeout: options.commandTimeout ?? 30_000,
+      commandTimeout: options.commandTimeout ?? (zeroCopy === undefined ? 30_000 : 0),
       queueFullTimeout: options.queueFullTimeout ?? -1,
       tmrNotification: options.tmrNotification ?? true,
+      scrub: zeroCopy?.scrub ?? true,
+      zeroCopyBytes: zeroCopy?.minBytes ?? 0,
     };
     try {
       this.#native = new NativeSimDevice({
@@ -173,6 +192,8 @@ export class SimulatedDevice {
         dataBytes: options.dataAreaBytes ?? 2 ** 30,
         pagesPerBlock: options.dataPagesPerBlock ?? 1,
         capabilities: options.capabilities ?? 15,
+        zeroCopy: zeroCopy !== undefined,
+        windowBytes: zeroCopy?.windowBytes ?? 256 << 20,
         poison: options.poison ?? -1,
         finished: (count) => this.#finished(count),
       });
@@ -290,15 +311,20 @@ export class SimulatedDevice {
     throw this.#failure('free kept buffer', Object.assign(new Error('EINVAL'), { code: 'EINVAL' }));
   }
 
-  /** attrib/…; what is left out stays. */
+  /** attrib/…; what is left out stays. @throws DeviceError (EINVAL) for a time-out with zero copy. */
   setAttributes(
     changed: Pick<
       SimulatedDeviceOptions,
       'commandTimeout' | 'queueFullTimeout' | 'tmrNotification'
     >,
   ): void {
-    this.#attributes = { ...this.#attributes, ...changed };
-    this.#native.setAttributes(this.#attributes);
+    const attributes = { ...this.#attributes, ...changed };
+    try {
+      this.#native.setAttributes(attributes);
+    } catch (error) {
+      throw this.#failure('set attributes', error);
+    }
+    this.#attributes = attributes;
   }
 
   /**

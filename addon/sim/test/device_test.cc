@@ -132,7 +132,7 @@ TEST(aShorterTimeoutInterruptsTheSleep) {
   Collector collector;
   Device device({.ringBytes = 64 << 10, .dataBytes = 4096}, {});
   std::this_thread::sleep_for(20ms); // asleep for half a minute now
-  device.act([](Kernel& kernel, TimePoint) { kernel.attributes().commandTimeout = 10ms; });
+  device.act([](Kernel& kernel, TimePoint) { kernel.setAttributes({.commandTimeout = 10ms}); });
   submit(device, collector, 1);
   CHECK(collector.waitFor(1, 2s));
 }

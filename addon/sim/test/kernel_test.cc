@@ -1,5 +1,6 @@
 /** The state machine alone: no threads, a clock of our own. */
 #include <numeric>
+#include <type_traits>
 
 #include "../kernel.h"
 #include "check.h"
@@ -23,6 +24,11 @@ struct Bench : Initiator {
   }
   void read(uint64_t tag, std::span<uint8_t> in) { submit(tag, {0x28}, {}, in); }
   void write(uint64_t tag, std::span<const uint8_t> out) { submit(tag, {0x2a}, out); }
+  template <class T> void set(T Attributes::* attribute, std::type_identity_t<T> value) {
+    Attributes changed = kernel.attributes();
+    changed.*attribute = value;
+    CHECK(kernel.setAttributes(changed));
+  }
   void doorbell() { kernel.doorbell(now); }
 
   /** What finished since the last call. */
@@ -370,13 +376,13 @@ TEST(whatCanNeverFitIsRefused) {
 TEST(queueFullTimeouts) {
   Bench b({.ringBytes = 64 << 10, .dataBytes = 4096});
   std::vector<uint8_t> in(4096);
-  b.kernel.attributes().queueFullTimeout = 0ms;
+  b.set(&Attributes::queueFullTimeout, 0ms);
   b.read(1, in);
   b.read(2, in);
   auto done = b.take();
   CHECK(done.size() == 1 && done[0].tag == 2 && done[0].status == 0x28);
 
-  b.kernel.attributes().queueFullTimeout = 500ms;
+  b.set(&Attributes::queueFullTimeout, 500ms);
   b.read(3, in);
   b.now += 499ms;
   b.kernel.tick(b.now);
@@ -387,8 +393,8 @@ TEST(queueFullTimeouts) {
   done = b.take();
   CHECK(done.size() == 1 && done[0].tag == 3 && done[0].status == 0x28);
 
-  b.kernel.attributes().queueFullTimeout = -1ms; // the command time-out then
-  b.kernel.attributes().commandTimeout = 2s;
+  b.set(&Attributes::queueFullTimeout, -1ms); // the command time-out then
+  b.set(&Attributes::commandTimeout, 2s);
   b.read(4, in);
   b.now += 2s;
   b.kernel.tick(b.now);
@@ -398,7 +404,7 @@ TEST(queueFullTimeouts) {
 
 TEST(anExpiredCommandKeepsSlotAndPages) {
   Bench b;
-  b.kernel.attributes().commandTimeout = 1s;
+  b.set(&Attributes::commandTimeout, 1s);
   std::vector<uint8_t> in(4096, 0xee);
   b.read(1, in);
   const auto e = *b.handler.fetch();
@@ -524,7 +530,7 @@ TEST(blockedMeansBusy) {
 
 TEST(taskManagement) {
   Bench b({.ringBytes = 4096, .dataBytes = 1 << 20});
-  b.kernel.attributes().tmrNotification = true;
+  b.set(&Attributes::tmrNotification, true);
   for (uint64_t i = 0; i < 30; i++) b.submit(i, {0x88});
   for (uint64_t i = 30; i < 33; i++) b.submit(i, {0x00}); // one of them fills the ring
   CHECK_EQ(b.kernel.waiting(), 2u);
@@ -552,14 +558,14 @@ TEST(taskManagement) {
   CHECK(b.kernel.broken() == nullptr);
   CHECK_EQ(b.kernel.cleaned(), b.kernel.head());
 
-  b.kernel.attributes().tmrNotification = false;
+  b.set(&Attributes::tmrNotification, false);
   CHECK_EQ(b.kernel.taskManagement(Tmr::lunReset, all), 0u);
   CHECK(!b.handler.fetch());
 }
 
 TEST(abortOfOneCommand) {
   Bench b;
-  b.kernel.attributes().tmrNotification = true;
+  b.set(&Attributes::tmrNotification, true);
   std::vector<uint8_t> in(512, 0xee);
   b.read(1, in);
   b.read(2, in);

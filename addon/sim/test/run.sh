@@ -1,35 +1,53 @@
-#!/bin/sh
+#!/bin/bash
 # C++ tests of the simulated kernel: under AddressSanitizer and UndefinedBehaviorSanitizer, and what
-# has threads under ThreadSanitizer too. Ends in "N passed, N failed".
+# has threads under ThreadSanitizer too. Needs g++ only. Ends in "N passed, N failed".
+#
+#   addon/sim/test/run.sh [test…]
 set -u
-here=$(dirname "$(readlink -f "$0")")
+here=$(cd "$(dirname "$0")" && pwd)
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-flags="-std=c++20 -g -O1 -Wall -Wextra -Wconversion -Wno-sign-conversion -Werror -pthread"
+flags="-std=c++20 -g -O1 -Wall -Wextra -Wconversion -Wno-sign-conversion -Werror -pthread -fno-sanitize-recover=all"
 compiler=${CXX:-g++}
 passed=0
 failed=0
 
-run() { # name sanitizers
-  if $compiler $flags "-fsanitize=$2" -fno-sanitize-recover=all "$here"/../*.cc "$here/$1.cc" \
-    -o "$out/$1"; then
-    echo "# $1 with $2"
-    timeout 300 "$out/$1" >"$out/log" 2>&1 || true
-    grep -v ' passed, ' "$out/log"
-    last=$(grep -o '^[0-9]* passed, [0-9]* failed$' "$out/log")
-  else
-    last=
-  fi
-  # No last line: it did not build, or a sanitizer or a signal ended it.
-  set -- ${last:-0 passed, 1 failed}
-  passed=$((passed + $1))
-  failed=$((failed + $3))
+build() { # sanitizers test…
+  local sanitizers=$1 source
+  mkdir -p "$out/$sanitizers"
+  shift
+  for source in "$here"/../*.cc "$here/../../memory/mapping_watch.cc" "${@/#/$here/}"; do
+    while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n; done
+    $compiler $flags "-fsanitize=$sanitizers" -c "${source%.cc}.cc" \
+      -o "$out/$sanitizers/$(basename "${source%.cc}").o" &
+  done
+  wait
 }
 
-run kernel_test address,undefined
-run device_test address,undefined
-run load_test address,undefined
-run device_test thread
-run load_test thread
+run() { # sanitizers test…
+  local sanitizers=$1 test counts
+  build "$@"
+  shift
+  for test in "$@"; do
+    echo "# $test with $sanitizers"
+    : >"$out/log"
+    $compiler $flags "-fsanitize=$sanitizers" "$out/$sanitizers/$test.o" \
+      $(ls "$out/$sanitizers"/*.o | grep -v _test.o) -o "$out/test" &&
+      timeout 300 "$out/test" >"$out/log" 2>&1
+    counts=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$out/log")
+    grep -vE '^[0-9]+ passed, ' "$out/log"
+    # No counts: it did not build, or a sanitizer or a signal ended it.
+    read -r p _ f _ <<<"${counts:-0 passed, 1 failed}"
+    passed=$((passed + p))
+    failed=$((failed + f))
+  done
+}
+
+if [ $# -gt 0 ]; then
+  run address,undefined "$@"
+else
+  run address,undefined kernel_test device_test load_test zero_copy_test
+  run thread device_test load_test
+fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

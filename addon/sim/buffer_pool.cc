@@ -1,0 +1,78 @@
+#include "buffer_pool.h"
+
+#include <cerrno>
+#include <new>
+#include <sys/mman.h>
+#include <system_error>
+#include <unistd.h>
+
+#include "abi.h"
+
+namespace tcmu::sim {
+
+namespace {
+size_t wholePages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+} // namespace
+
+BufferPool::BufferPool() : free_{{0, kBytes}} {
+  const auto failure = [this](const char* call) {
+    const int error = errno;
+    if (fd_ >= 0) close(fd_);
+    return std::system_error(error, std::generic_category(), call);
+  };
+  fd_ = memfd_create("tcmu-sim-initiator", MFD_CLOEXEC);
+  if (fd_ < 0) throw failure("memfd_create");
+  if (ftruncate(fd_, kBytes) < 0) throw failure("ftruncate");
+  void* base = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_, 0);
+  if (base == MAP_FAILED) throw failure("mmap");
+  base_ = static_cast<uint8_t*>(base);
+}
+
+BufferPool::~BufferPool() {
+  munmap(base_, kBytes);
+  close(fd_);
+}
+
+std::span<uint8_t> BufferPool::allocate(size_t bytes) {
+  const size_t size = wholePages(bytes);
+  std::lock_guard guard(lock_);
+  for (auto it = free_.begin(); it != free_.end(); ++it) {
+    const auto [offset, length] = *it;
+    if (length < size) continue;
+    free_.erase(it);
+    if (length > size) free_.emplace(offset + size, length - size);
+    return {base_ + offset, bytes};
+  }
+  throw std::bad_alloc();
+}
+
+void BufferPool::free(std::span<uint8_t> range) {
+  if (range.empty()) return;
+  auto offset = static_cast<size_t>(range.data() - base_);
+  size_t size = wholePages(range.size());
+  std::lock_guard guard(lock_);
+  auto next = free_.lower_bound(offset);
+  if (next != free_.end() && next->first == offset + size) {
+    size += next->second;
+    next = free_.erase(next);
+  }
+  if (next != free_.begin()) {
+    const auto before = std::prev(next);
+    if (before->first + before->second == offset) {
+      before->second += size;
+      return;
+    }
+  }
+  free_.emplace(offset, size);
+}
+
+std::optional<size_t> BufferPool::offsetOf(std::span<const uint8_t> range) const {
+  const auto start = reinterpret_cast<uintptr_t>(range.data());
+  const auto base = reinterpret_cast<uintptr_t>(base_);
+  if (range.empty() || start < base || start - base > kBytes ||
+      range.size() > kBytes - (start - base) || (start | range.size()) % kPage)
+    return {};
+  return start - base;
+}
+
+} // namespace tcmu::sim

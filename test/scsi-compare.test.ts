@@ -95,13 +95,15 @@ describe('COMPARE AND WRITE', () => {
     const device = await openDevice(memory());
     for (const blocks of [0, 1, 3, 5, 8]) {
       const command = await run(device, CDB.compareAndWrite(0, 2), { out: bytes(blocks, 0) });
-      expect(command.outcome).toBe('5/e/3');
+      expect(command.outcome).toBe('5/24/0');
     }
   });
 
   test('no blocks, blocks past the end, protection', async () => {
     const device = await openDevice(memory());
     expect((await run(device, CDB.compareAndWrite(0, 0))).outcome).toBe('GOOD');
+    const wrapped = await run(device, CDB.compareAndWrite(0, 256 & 0xff), { out: bytes(512, 0) });
+    expect(wrapped.sense?.field).toEqual({ in: 'cdb', byte: 13, bit: undefined });
     const out = bytes(4, 0);
     expect((await run(device, CDB.compareAndWrite(BLOCKS - 1, 2), { out })).outcome).toBe('5/21/0');
     expect((await run(device, CDB.compareAndWrite(0, 2, 0x20), { out })).outcome).toBe('5/24/0');

@@ -40,7 +40,6 @@ const KNOWN_CODES = new Set(
     sense.hardwareError(),
     sense.miscompare(0),
     sense.mediumNotPresent(),
-    sense.mediumMayHaveChanged(),
     sense.capacityDataHasChanged(),
   ].map(({ key, asc, ascq }) => `${key}/${asc}/${ascq}`),
 );

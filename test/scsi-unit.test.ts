@@ -77,7 +77,6 @@ describe('a removable disk', () => {
     );
     expect((await run(device, CDB.inquiry(), { in: 96 })).outcome).toBe('GOOD');
     expect((await run(device, startStop(LOEJ | START))).outcome).toBe('GOOD');
-    expect((await run(device, CDB.testUnitReady())).outcome).toBe('6/28/0');
     expect((await run(device, CDB.testUnitReady())).outcome).toBe('GOOD');
   });
 
@@ -95,8 +94,10 @@ describe('a removable disk', () => {
     expect((await run(device, startStop(LOEJ))).outcome).toBe('5/53/2');
     await run(device, prevent(0));
     expect((await run(device, startStop(LOEJ))).outcome).toBe('GOOD');
+    await run(device, prevent(1));
+    expect((await run(device, startStop(LOEJ | START))).outcome).toBe('5/53/2');
+    await run(device, prevent(0));
     await run(device, startStop(LOEJ | START));
-    await run(device, CDB.testUnitReady());
     await run(device, prevent(1));
     device.taskManagement({ type: 'lun-reset', commands: [] });
     expect((await run(device, startStop(LOEJ))).outcome).toBe('GOOD');

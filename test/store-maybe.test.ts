@@ -5,7 +5,6 @@ const later = <T>(value: T): Promise<T> => new Promise((resolve) => setImmediate
 
 test('isPromise takes anything with then', () => {
   expect(isPromise(Promise.resolve())).toBe(true);
-  // biome-ignore lint/suspicious/noThenProperty: a thenable is what is tested.
   expect(isPromise({ then() {} })).toBe(true);
   for (const value of [undefined, null, 0, 'then', {}, () => {}])
     expect(isPromise(value)).toBe(false);

@@ -342,12 +342,6 @@ export const sense = {
     0x00,
     'POWER ON, RESET, OR BUS DEVICE RESET OCCURRED',
   ),
-  mediumMayHaveChanged: code(
-    K.UNIT_ATTENTION,
-    0x28,
-    0x00,
-    'NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED',
-  ),
   capacityDataHasChanged: code(K.UNIT_ATTENTION, 0x2a, 0x09, 'CAPACITY DATA HAS CHANGED'),
   /** BUSY status: try again later. No sense data. */
   busy: (options?: SenseErrorOptions) =>

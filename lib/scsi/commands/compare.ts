@@ -31,9 +31,10 @@ function compareAndWrite(unit: LogicalUnit, command: ScsiCommand): MaybePromise<
   if (blocks > unit.limits.compareAndWriteBlocks) throw sense.invalidFieldInCdb({ byte: 13 });
   unit.checkRange(lba, blocks);
   const length = blocks * unit.blockSize;
+  // Both halves must be there in full: neither can be cut. A larger buffer means another number of
+  // blocks than the field can hold, 256 turned into 0 for one.
+  if (command.dataLength !== 2 * length) throw sense.invalidFieldInCdb({ byte: 13 });
   if (length === 0) return;
-  // Both halves must be there in full: neither can be cut.
-  if (command.dataLength !== 2 * length) throw sense.invalidFieldInInformationUnit();
   const position = lba * unit.blockSize;
   const request = new StoreRequest(command);
   const data = command.dataOut;
@@ -142,15 +143,22 @@ function orWrite(unit: LogicalUnit, command: ScsiCommand): MaybePromise<unknown>
   const position = lba * unit.blockSize;
   const request = new StoreRequest(command);
   const data = command.dataOut;
-  const scratch = new Uint8Array(Math.min(length, SCRATCH_BYTES));
+  const size = Math.min(length, SCRATCH_BYTES);
+  const medium = new Uint8Array(size);
+  const other = new Uint8Array(size);
+  // Four bytes at a time: a block is always a multiple of that.
+  const mediumWords = new Uint32Array(medium.buffer);
+  const otherWords = new Uint32Array(other.buffer);
   const combine = () =>
     eachPiece(length, SCRATCH_BYTES, (offset, piece) => {
-      const medium = scratch.subarray(0, piece);
-      return chain(unit.store.read(position + offset, new MemoryDataIn(medium), request), () => {
-        const bytes = data.slice(offset, offset + piece).toBytes();
-        for (let i = 0; i < piece; i++) (medium[i] as number) |= bytes[i] as number;
+      const window = piece === size ? medium : medium.subarray(0, piece);
+      return chain(unit.store.read(position + offset, new MemoryDataIn(window), request), () => {
+        data.slice(offset, offset + piece).copyTo(other);
+        for (let i = 0; i < piece / 4; i++) {
+          (mediumWords[i] as number) |= otherWords[i] as number;
+        }
         return chain(
-          unit.store.write(position + offset, new MemoryDataOut(medium), request),
+          unit.store.write(position + offset, new MemoryDataOut(window), request),
           () => true,
         );
       });

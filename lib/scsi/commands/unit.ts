@@ -54,19 +54,17 @@ export const unitCommands: readonly CommandSpec[] = [
      */
     run(unit, command) {
       const options = command.cdb[4] as number;
-      const start = (options & 0x01) !== 0;
-      const eject = unit.removable && (options & 0xf2) === 0x02;
-      if (start) {
-        if (eject && unit.ejected) {
-          unit.ejected = false;
-          unit.raiseAttention(sense.mediumMayHaveChanged());
-        }
+      const moves = unit.removable && (options & 0xf2) === 0x02;
+      // The medium is locked where it is, in or out.
+      if (moves && unit.removalPrevented) throw sense.mediumRemovalPrevented();
+      if ((options & 0x01) !== 0) {
+        // No unit attention: it is the medium that was there before, and the loader knows of it.
+        if (moves) unit.ejected = false;
         return;
       }
-      if (eject && unit.removalPrevented) throw sense.mediumRemovalPrevented();
       const flush = (options & 0x04) === 0 && !unit.writeProtected;
       return chain(flush ? unit.flush(new StoreRequest(command)) : undefined, () => {
-        if (eject) unit.ejected = true;
+        if (moves) unit.ejected = true;
       });
     },
   },

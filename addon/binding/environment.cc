@@ -25,18 +25,12 @@ void Environment::closed() {
   if (--open_ == 0 && stopping_) napi_remove_async_cleanup_hook(hook_);
 }
 
-bool Environment::call(napi_ref function, size_t argc, const napi_value* argv) {
-  if (stopping_) return false;
-  napi_value target, receiver, result;
-  if (napi_get_reference_value(env_, function, &target) != napi_ok ||
-      napi_get_global(env_, &receiver) != napi_ok)
-    return false;
-  depth_++;
-  const napi_status status =
-      napi_make_callback(env_, nullptr, receiver, target, argc, argv, &result);
-  if (--depth_ == 0) {
-    for (AfterCallback* listener : after_callback_) listener->afterCallback();
-  }
+void Environment::leave() {
+  if (--depth_ > 0) return;
+  for (AfterCallback* listener : after_callback_) listener->afterCallback();
+}
+
+bool Environment::succeeded(napi_status status) {
   if (status == napi_ok) return true;
   bool pending = false;
   napi_is_exception_pending(env_, &pending);
@@ -47,6 +41,58 @@ bool Environment::call(napi_ref function, size_t argc, const napi_value* argv) {
   if (napi_typeof(env_, exception, &type) == napi_ok && type != napi_null && type != napi_undefined)
     napi_fatal_exception(env_, exception);
   return false;
+}
+
+bool Environment::call(napi_ref function, size_t argc, const napi_value* argv) {
+  if (stopping_) return false;
+  napi_value target, receiver, result;
+  if (napi_get_reference_value(env_, function, &target) != napi_ok ||
+      napi_get_global(env_, &receiver) != napi_ok)
+    return false;
+  depth_++;
+  const napi_status status =
+      napi_make_callback(env_, nullptr, receiver, target, argc, argv, &result);
+  leave();
+  return succeeded(status);
+}
+
+napi_async_context Environment::asyncContext() {
+  napi_value name;
+  if (async_context_ == nullptr &&
+      napi_create_string_utf8(env_, "tcmu", NAPI_AUTO_LENGTH, &name) == napi_ok)
+    napi_async_init(env_, nullptr, name, &async_context_);
+  return async_context_;
+}
+
+bool Environment::Turn::begin() {
+  Environment& e = environment_;
+  if (scope_ != nullptr) return true;
+  napi_value resource;
+  return !e.stopping_ && napi_create_object(e.env_, &resource) == napi_ok &&
+         napi_open_callback_scope(e.env_, resource, e.asyncContext(), &scope_) == napi_ok;
+}
+
+bool Environment::Turn::call(napi_ref function, size_t argc, const napi_value* argv) {
+  Environment& e = environment_;
+  if (e.stopping_) return false;
+  napi_value target, receiver, result;
+  if (napi_get_reference_value(e.env_, function, &target) != napi_ok ||
+      napi_get_undefined(e.env_, &receiver) != napi_ok)
+    return false;
+  e.depth_++;
+  const napi_status status = napi_call_function(e.env_, receiver, target, argc, argv, &result);
+  e.leave();
+  return e.succeeded(status);
+}
+
+void Environment::Turn::end() {
+  if (scope_ == nullptr) return;
+  const napi_callback_scope scope = scope_;
+  scope_ = nullptr;
+  environment_.depth_++;
+  const napi_status status = napi_close_callback_scope(environment_.env_, scope);
+  environment_.leave();
+  environment_.succeeded(status);
 }
 
 }  // namespace tcmu

@@ -63,8 +63,33 @@ class Environment {
   // run. An exception becomes an uncaught one. Needs a handle scope. False: it did not run through.
   bool call(napi_ref function, size_t argc, const napi_value* argv);
 
+  // Several calls from the event loop with one run of ticks and microtasks, at its end: for callees
+  // that mostly leave none behind. Needs a handle scope around it.
+  class Turn {
+   public:
+    explicit Turn(Environment& environment) : environment_(environment) {}
+    ~Turn() { end(); }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+    // Before a call. The handle scope at this moment must last until `end`.
+    bool begin();
+    // As Environment::call, but microtasks wait for `end`.
+    bool call(napi_ref function, size_t argc, const napi_value* argv);
+    // Lets ticks and microtasks run.
+    void end();
+
+   private:
+    Environment& environment_;
+    napi_callback_scope scope_ = nullptr;
+  };
+
  private:
   static void onCleanup(napi_async_cleanup_hook_handle handle, void* self);
+  // What `Member`s do when the outermost of our callbacks has ended.
+  void leave();
+  bool succeeded(napi_status status);
+  napi_async_context asyncContext();
 
   napi_env env_;
   uv_loop_t* loop_ = nullptr;
@@ -74,6 +99,8 @@ class Environment {
   std::vector<Member*> members_;
   std::vector<AfterCallback*> after_callback_;
   napi_async_cleanup_hook_handle hook_ = nullptr;
+  // Lives as long as the environment.
+  napi_async_context async_context_ = nullptr;
 };
 
 // Keeps `value` alive as long as `self`, by a property nobody sees, and answers a weak reference. A

@@ -171,6 +171,7 @@ void RingObject::ready(bool readable) {
   if (!ring_ || !poller_.active()) return;
   if (readable && !drainEvent()) return;
   uint32_t taken = 0;
+  Environment::Turn turn(environment_);
   for (int round = 0; round < kBatchesPerTurn && taken < kCommandsPerTurn; round++) {
     if (mapping_->poisoned())
       ring_->fail({RingFault::Kind::Memory, "a page of the data area is gone"});
@@ -178,12 +179,18 @@ void RingObject::ready(bool readable) {
     taken += count;
     if (count > 0) {
       batches_++;
+      if (!turn.begin()) return;
       const Napi::HandleScope inner(environment_.env());
       const napi_value argument = toNumber(environment_.env(), count);
-      environment_.call(dispatch_, 1, &argument);
+      turn.call(dispatch_, 1, &argument);
       if (!ring_) return;
     }
     flushFromLoop();
+    // Handlers that have not answered yet may be waiting for a microtask.
+    if (ring_ && ring_->inFlight() > 0) {
+      turn.end();
+      flushFromLoop();
+    }
     if (!ring_ || !poller_.active()) return;
     if (const auto& fault = ring_->fault()) {
       reportLost(faultCode(*fault), fault->message);

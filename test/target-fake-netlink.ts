@@ -75,6 +75,8 @@ class FakeSocket {
   readonly #netlink: FakeNetlink;
   joined = false;
   closed = false;
+  /** When set, what is delivered stays in the socket until the kernel answers a request behind it. */
+  held: Uint8Array[] | undefined;
 
   constructor(netlink: FakeNetlink, options: NativeNetlinkOptions) {
     this.#netlink = netlink;
@@ -95,7 +97,18 @@ class FakeSocket {
     this.closed = true;
   }
 
+  /** Lets what is held be read, before what comes after. */
+  release(): void {
+    const { held = [] } = this;
+    this.held = undefined;
+    for (const bytes of held) this.deliver(bytes);
+  }
+
   deliver(bytes: Uint8Array): void {
+    if (this.held !== undefined) {
+      this.held.push(bytes);
+      return;
+    }
     setImmediate(() => {
       if (!this.closed) this.options.message(new Uint8Array(bytes));
     });
@@ -156,6 +169,7 @@ export class FakeNetlink {
 
   request(socket: FakeSocket, bytes: Buffer): void {
     if (this.silent) return;
+    socket.release();
     const type = bytes.readUInt16LE(4);
     const flags = bytes.readUInt16LE(6);
     const sequence = bytes.readUInt32LE(8);

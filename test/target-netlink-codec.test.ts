@@ -109,6 +109,20 @@ describe('attributes', () => {
     );
   });
 
+  it('that claim more than there is are none, nor what follows', () => {
+    const good = [5, 0, 1, 0, 9, 0, 0, 0];
+    for (const bad of [
+      [8, 0, 2, 0, 1],
+      [3, 0, 2, 0],
+      [0, 0, 2, 0],
+      [0xff, 0xff, 2, 0],
+    ]) {
+      expect([...decodeAttributes(Uint8Array.from([...good, ...bad]))]).toEqual([
+        [1, Uint8Array.of(9)],
+      ]);
+    }
+  });
+
   it('have their flags taken off', () => {
     const nested = Uint8Array.from([5, 0, 7, 0x80, 1, 0, 0, 0]);
     expect([...decodeAttributes(nested)]).toEqual([[7, Uint8Array.of(1)]]);

@@ -10,7 +10,7 @@ import {
   TcmuNetlink,
 } from '../lib/target/netlink.js';
 import { FakeKernel } from './target-fake.js';
-import type { FakeEvent } from './target-fake-netlink.js';
+import { eventMessage, type FakeEvent } from './target-fake-netlink.js';
 
 const DEADLINE = 500;
 let kernel: FakeKernel;
@@ -270,7 +270,7 @@ describe('replies', () => {
     let begun = false;
     const added = async (): Promise<void> => {
       begun = true;
-      await wait(20);
+      await wait(200);
     };
     const listener = await listen({ added }, { replies: true });
     const waiting = kernel.netlink.emit(event('added'));
@@ -293,8 +293,16 @@ describe('replies', () => {
     await listen({ added: ({ name }) => void seen.push(name) }, { replies: true });
     expect(await enabling).toBe(0);
     expect(await resizing).toBe(-4);
-    expect(seen).toEqual(['late']);
     expect(netlink.lost).toEqual([]);
+    // Its event, read only now: a second answer could meet a wait of another kind.
+    const renaming = netlink.emit(
+      event('reconfigured', 'late', { minor: 0, id, config: 'file/y' }),
+    );
+    netlink.sockets.at(-1)?.deliver(eventMessage(event('added', 'late', { minor: 0, id })));
+    expect(await renaming).toBe(0);
+    expect(await netlink.emit(event('removed', 'late', { minor: 0, id }))).toBe(0);
+    expect(netlink.done.filter((done) => done.startsWith('added'))).toEqual([`added ${id} 0`]);
+    expect(seen).toEqual(['late']);
   });
 
   it('answer an event once that comes after its device was found', async () => {
@@ -371,6 +379,18 @@ describe('dropped events', () => {
     expect(netlink.lost).toEqual([]);
     expect(netlink.waits).toEqual([]);
     expect(seen).toContain('later');
+  });
+
+  it('do not count those that lie in the socket unread', async () => {
+    const { netlink } = kernel;
+    await listen({}, { replies: true });
+    const socket = netlink.sockets.at(-1);
+    if (socket === undefined) throw new Error('no socket');
+    socket.held = [];
+    const unread = netlink.emit(event('added', 'unread'));
+    socket.options.overrun();
+    expect(await unread).toBe(0);
+    expect(netlink.lost).toEqual([]);
   });
 
   it('are reported when they cannot be made up for', async () => {

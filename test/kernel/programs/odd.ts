@@ -2,20 +2,22 @@
  * A disk whose handler breaks its contract where it is told to: reading block LBA 8 n of 512 bytes does what
  * `oddities[n]` says. All else works, over a MemoryStore.
  *
- *     odd.js '{"name":"d0","size":67108864,"serve":{…},"faults":[…],"hangFlush":true}'
+ *     odd.js '{"name":"d0","size":67108864,"serve":{…},"faults":[…],"delay":5,"hangFlush":true}'
  *
  * Prints `ready …`, and a line for everything that a scenario waits for: `error CODE message`, `second CODE`,
  * `aborted n CODE`, `tmr TYPE commands=N`. SIGTERM closes.
  */
 import { type Command, type CommandHandler, Status, serveHandler } from 'tcmu';
 import { BlockDevice } from 'tcmu/scsi';
-import { type FaultRule, faults, MemoryStore } from 'tcmu/store';
+import { delay, type FaultRule, faults, MemoryStore } from 'tcmu/store';
 
 interface Arguments {
   name: string;
   size: number;
   serve?: Partial<Parameters<typeof serveHandler>[1]>;
   faults?: FaultRule[];
+  /** Milliseconds before each operation, so that it answers (and fails) by a promise. */
+  delay?: number;
   hangFlush?: boolean;
   /** Milliseconds that commands get at the end. */
   deadline?: number;
@@ -87,7 +89,8 @@ const oddities: Record<number, Oddity> = {
 };
 
 const memory = new MemoryStore({ size: options.size });
-const store = options.faults === undefined ? memory : faults(memory, options.faults);
+const faulty = options.faults === undefined ? memory : faults(memory, options.faults);
+const store = options.delay === undefined ? faulty : delay(faulty, options.delay);
 if (options.hangFlush === true) {
   Object.assign(store, { flush: () => new Promise<void>(() => {}), writeCache: true });
 }

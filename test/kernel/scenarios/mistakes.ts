@@ -90,25 +90,28 @@ export default [
   }),
   scenario({
     name: 'mistakes.unmap-failure',
-    about: 'an UNMAP or WRITE SAME that fails is not answered GOOD',
+    about: 'an UNMAP or WRITE SAME that fails, at once or later, is not answered GOOD',
     async run(k) {
-      const { proc, ready } = await k.program('odd', [
-        JSON.stringify({
-          name: 'd0',
-          size: 16 * mebibyte,
-          faults: [{ operations: ['unmap', 'writeZeroes', 'writeSame'], range: [0, 65536] }],
-        }),
-      ]);
-      const disk = ready['disk'] ?? '';
-      for (const command of [
-        `sg_unmap --lba=0 --num=8 --force ${disk}`,
-        `sg_write_same --unmap --16 --lba=0 --num=8 ${disk}`,
-        `blkdiscard -f -o 0 -l 4096 ${disk}`,
-      ]) {
-        assert.notEqual((await k.sh(command, { anyCode: true })).code, 0, command);
+      for (const delay of [undefined, 5]) {
+        const { proc, ready } = await k.program('odd', [
+          JSON.stringify({
+            name: 'd0',
+            size: 16 * mebibyte,
+            delay,
+            faults: [{ operations: ['unmap', 'writeZeroes', 'writeSame'], range: [0, 65536] }],
+          }),
+        ]);
+        const disk = ready['disk'] ?? '';
+        for (const command of [
+          `sg_unmap --lba=0 --num=8 --force ${disk}`,
+          `sg_write_same --unmap --16 --lba=0 --num=8 ${disk}`,
+          `blkdiscard -f -o 0 -l 4096 ${disk}`,
+        ]) {
+          assert.notEqual((await k.sh(command, { anyCode: true })).code, 0, command);
+        }
+        await k.sh(`sg_unmap --lba=256 --num=8 --force ${disk}`);
+        await proc.stop();
       }
-      await k.sh(`sg_unmap --lba=256 --num=8 --force ${disk}`);
-      await proc.stop();
     },
   }),
   scenario({

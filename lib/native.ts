@@ -259,6 +259,8 @@ export const INFO_SEGMENTS = 4;
 export const INFO_BIDI_SEGMENTS = 5;
 /** Kernel flags of the entry. */
 export const INFO_KFLAGS = 6;
+/** The segments are the initiator's own memory; Data-Out can't be written. Only a zero-copy kernel sets it. */
+export const KFLAG_ZERO_COPY = 1;
 export const SENSE_STRIDE = 96;
 export const COMPLETE_SENSE = 1;
 export const COMPLETE_READ_LEN = 2;

@@ -20,7 +20,7 @@ const POISON = 0xdb;
 
 const command = fc.record({
   kind: fc.constantFrom('read', 'write', 'unmap', 'writeSame', 'garbage'),
-  blocks: fc.integer({ min: 0, max: 40 }),
+  blocks: fc.oneof(fc.integer({ min: 0, max: 40 }), fc.constantFrom(8, 16, 40)),
   fate: fc.constantFrom('run', 'run', 'run', 'run', 'abort', 'expire', 'fail'),
   pause: fc.integer({ min: 0, max: 4 }),
 });
@@ -42,6 +42,7 @@ const scenario = fc.record({
   dataPages: fc.constantFrom(8, 16, 256),
   pagesPerBlock: fc.constantFrom(1, 2, 5),
   concurrency: fc.constantFrom(1, 3, 64),
+  zeroCopy: fc.constantFrom(false, false, { windowBytes: 32 << 10 }, { scrub: false }),
   faults: fc.record({
     holdCommand: fc.constantFrom(0, 0.2),
     lateWakeup: fc.constantFrom(0, 0.3),
@@ -110,6 +111,7 @@ class Run {
       dataAreaBytes: scenario.dataPages * 4096,
       dataPagesPerBlock: scenario.pagesPerBlock,
       poison: POISON,
+      zeroCopy: scenario.zeroCopy,
       commandTimeout: 0,
       queueFullTimeout: 20_000,
     });
@@ -122,6 +124,7 @@ class Run {
     try {
       await this.#open();
       for (const round of this.#scenario.rounds) await this.#round(round);
+      expect(this.#device.lost).toBe(undefined);
       await this.#device.close();
       expect(this.#kernel.state()).toMatchObject({
         broken: null,
@@ -263,6 +266,6 @@ test('random commands under random faults', { timeout: 120_000 }, async () => {
     fc.asyncProperty(scenario, async (each) => {
       await new Run(each).all();
     }),
-    { numRuns: 150, endOnFailure: false, interruptAfterTimeLimit: 100_000 },
+    { numRuns: 150, interruptAfterTimeLimit: 100_000, markInterruptAsFailure: true },
   );
 });

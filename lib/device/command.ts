@@ -16,7 +16,9 @@ import {
   INFO_CDB_BYTES,
   INFO_DATA_BYTES,
   INFO_ID,
+  INFO_KFLAGS,
   INFO_STRIDE,
+  KFLAG_ZERO_COPY,
   MAILBOX_KEEP_BUF,
   MAILBOX_READ_LEN,
   type NativeRing,
@@ -226,6 +228,12 @@ export class Command implements ScsiCommand, DataOwner {
     };
   }
 
+  #isZeroCopy(): boolean {
+    return (
+      ((this.#host.info[this.slot * INFO_STRIDE + INFO_KFLAGS] as number) & KFLAG_ZERO_COPY) !== 0
+    );
+  }
+
   /** Writes the completion record `index`. @internal */
   record(index: number): void {
     const { ring } = this;
@@ -234,9 +242,13 @@ export class Command implements ScsiCommand, DataOwner {
     let readLength = 0;
     let zeroFrom = NO_ZERO;
     // With CHECK CONDITION and no READ_LEN the kernel delivers no data; any other status delivers the
-    // whole Data-In buffer. A handler that asked for neither buffer may have had Data-In.
+    // whole Data-In buffer. A handler that asked for neither buffer may have had Data-In; with zero copy
+    // the kernel has zeroed that, and what may be Data-Out must not be stored into.
     const isBidi = this.bidiLength > 0;
-    const isDataIn = isBidi || this.#in !== undefined || (this.#out === undefined && !this.#keep);
+    const isDataIn =
+      isBidi ||
+      this.#in !== undefined ||
+      (this.#out === undefined && !this.#keep && !this.#isZeroCopy());
     if (isDataIn && this.#status !== Status.CHECK_CONDITION && this.written < this.#inLength()) {
       // The kernel looks at READ_LEN only where the data goes one way.
       if (this.written > 0 && !isBidi && (ring.mailboxFlags & MAILBOX_READ_LEN) !== 0) {

@@ -82,7 +82,7 @@ export interface Plan {
 
 /** What differs between the settings. Instruction counts hardly vary, so few and short rounds do. */
 const runs = {
-  uml: { rounds: (wanted: number) => wanted, runtime: 2000, ramp: 500, minutes: 10 },
+  uml: { rounds: (wanted: number) => wanted, runtime: 2000, minutes: 10 },
   icount: {
     rounds: (wanted: number) => Math.min(wanted, 2),
     runtime: 2000,
@@ -117,7 +117,7 @@ function lastLines(text: string): string {
 }
 
 async function boot(setting: Setting, plan: Plan, outDir: string): Promise<VmResult> {
-  const { rounds, runtime, ramp, minutes } = runs[setting];
+  const { rounds, runtime, minutes } = runs[setting];
   const cli = join(plan.root, 'examples/file/dist/cli.js');
   const options: VmOptions = {
     command: ['bash', join(plan.root, 'bench/guest.sh')],
@@ -130,12 +130,11 @@ async function boot(setting: Setting, plan: Plan, outDir: string): Promise<VmRes
       SUBJECTS: plan.subjects.join(' '),
       ROUNDS: String(rounds(plan.rounds)),
       RUNTIME: String(runtime),
-      RAMP: String(ramp),
       SIZE_MB: String(plan.sizeMb),
       JOBS: plan.jobs
         .map(({ name, rw, blockSize, depth }) => `${name} ${rw} ${blockSize} ${depth}`)
         .join('\n'),
-      OURS: `${process.execPath} ${cli} PATH --name bench --max-sectors 2048 --export loopback`,
+      OURS: `${process.execPath} ${cli} PATH --name bench --max-sectors 2048 --nice 10 --export loopback`,
       COUNT: setting === 'icount' ? '1' : '0',
     },
     onLine: (line) => {

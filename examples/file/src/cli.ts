@@ -6,6 +6,7 @@
  */
 import { subscribe } from 'node:diagnostics_channel';
 import { readFileSync, unlinkSync } from 'node:fs';
+import { setPriority } from 'node:os';
 import { TcmuError } from 'tcmu';
 import type { StoreFailure } from 'tcmu/scsi';
 import { FileStore } from './file-store.js';
@@ -106,6 +107,8 @@ async function run(options: Options, signals: Signals): Promise<number> {
     });
     if (serving.device.lost !== undefined) resolve('lost');
   });
+  // Of this thread alone, on Linux: the one that serves.
+  if (options.nice !== undefined) setPriority(options.nice);
   tell('info', describe(store, serving));
   process.stdout.write(ready(store, serving));
 

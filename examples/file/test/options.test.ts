@@ -76,6 +76,8 @@ describe('parseOptions', () => {
     ['/a --name d0 --io uring', /auto, inline, pool/],
     ['/a --name d0 --max-sectors 0', /from 1 on/],
     ['/a --name d0 --concurrency 1.5', /whole number/],
+    ['/a --name d0 --nice 20', /give 0, 1, 2/],
+    ['/a --name d0 --nice -1', /--nice/],
     ['/a --name d0 --export nfs', /loopback, iscsi, vhost, none/],
     ['/a --name d0 --iqn i', /--iqn goes with --export iscsi/],
     ['/a --name d0 --export iscsi', /needs --iqn/],

@@ -3,7 +3,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import type { Command } from '../lib/device/command.js';
 import { Device, type DeviceOptions } from '../lib/device/device.js';
 import { type CommandHandler, Status } from '../lib/device/handler.js';
-import { CommandError, TcmuError } from '../lib/errors.js';
+import { CommandError, type TcmuError } from '../lib/errors.js';
 import { SenseError, sense } from '../lib/scsi/sense.js';
 import { SimulatedDevice, type SimulatedDeviceOptions } from '../lib/sim/index.js';
 

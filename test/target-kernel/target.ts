@@ -254,6 +254,8 @@ async function loopbackPart(): Promise<void> {
   await lateDisk.detach();
   await lateDevice.close();
   await late.remove();
+  // The fabric's folder is not ours: it stays.
+  await sh(`rmdir ${CONFIGFS}/loopback`);
 
   step('no handler');
   await otherDevice.close();

@@ -384,6 +384,38 @@ describe('giving up', () => {
   });
 });
 
+describe('a ring no kernel writes', () => {
+  it.each([
+    ['another mailbox version', 'ERR_TCMU_RING_VERSION', 0, [3, 0]],
+    ['a ring outside the mapping', 'ERR_TCMU_RING_CORRUPT', 4, [0, 0, 0, 0xff]],
+    ['a tail outside the ring', 'ERR_TCMU_RING_CORRUPT', 64, [0, 0, 0, 0x7f]],
+  ])('is refused at open, and let go: %s', async (_, code, offset, bytes) => {
+    const sim = new SimulatedDevice({});
+    opened.push(() => sim.close());
+    const good = sim.peek(offset, bytes.length);
+    sim.poke(offset, Uint8Array.from(bytes));
+    await expect(Device.open(sim.open(), {})).rejects.toThrow(expect.objectContaining({ code }));
+    sim.poke(offset, good);
+    // Its descriptors are closed: the next may open.
+    const device = await Device.open(sim.open(), {
+      handler: { handle: (command) => command.complete() },
+    });
+    expect((await sim.submit({ cdb: TEST_UNIT_READY })).status).toBe(Status.GOOD);
+    await device.close();
+  });
+
+  it('ends serving with a clear error when it turns up later', async () => {
+    const { sim, device, errors } = await serve((command) => command.complete());
+    await sim.submit({ cdb: TEST_UNIT_READY });
+    // cmd_head, past the ring's end.
+    sim.poke(12, Uint8Array.of(0xff, 0xff, 0xff, 0x7f));
+    sim.kick();
+    await expect.poll(() => device.closed).toBe(true);
+    expect((errors[0] as TcmuError).code).toBe('ERR_TCMU_RING_CORRUPT');
+    expect(errors[0]?.message).toContain('sim/disk');
+  });
+});
+
 describe('close', () => {
   it('drains, answers BUSY after the deadline, and frees the device for the next', async () => {
     const held: Command[] = [];

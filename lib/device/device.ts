@@ -10,6 +10,7 @@
  * exception in the event loop.
  */
 import { EventEmitter } from 'node:events';
+import { closeSync } from 'node:fs';
 import {
   ArgumentError,
   CommandError,
@@ -136,6 +137,7 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
         escaped: () => this.#onEscaped(),
       });
     } catch (error) {
+      for (const fd of new Set([source.memoryFd, source.eventFd, source.doorbellFd])) closeSync(fd);
       throw wrapRingError(`open ${source.name}`, error);
     }
     this.info = this.ring.info;

@@ -161,7 +161,7 @@ export class BackingFile {
     }
   }
 
-  /** Deallocates the range; it reads as zeros. EOPNOTSUPP where the file system can't. */
+  /** Deallocates the range; it reads as zeros. ENOTSUP where the file system can't. */
   punchHole(position: number, length: number): MaybePromise<void> {
     return this.#allocate(
       'punch hole in',

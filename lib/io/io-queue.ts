@@ -56,7 +56,7 @@ const HINTS: Record<string, string> = {
   ENOENT: 'it does not exist: check the path, or ask for it to be created',
   EISDIR: 'it is a folder: name a file or a block device',
   EBUSY: 'somebody else uses it exclusively: stop that first',
-  EOPNOTSUPP: 'the file system has no such operation',
+  ENOTSUP: 'the file system has no such operation',
   EINVAL:
     'the kernel refuses these values: with O_DIRECT, position and length must be multiples of the block size',
   EFAULT: 'the memory of the command is gone: the device was removed or its ring reset',

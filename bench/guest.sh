@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs inside a test kernel: makes one disk per subject, and measures them with fio in turn.
 #
-# Contract with guest.ts: the environment gives SUBJECTS, ROUNDS, RUNTIME and RAMP (milliseconds), SIZE_MB, JOBS (lines of
+# Contract with guest.ts: the environment gives SUBJECTS, ROUNDS, RUNTIME (milliseconds), SIZE_MB, JOBS (lines of
 # `name rw block-size depth`), OURS (command line of our handler, PATH standing for the file) and COUNT (1: also count system calls and
 # switches with the kernel's tracepoints). Each measurement is a file of /run/out, named <round>.<job>.<subject> with the
 # ending .json (fio's report), .switches (commands and context switches before, and after) or .trace.*. Lines starting with `bench: ` report progress, the last line
@@ -85,9 +85,9 @@ start() {
 }
 
 measure() {
-  local subject=$1 report=$2 rw=$3 bs=$4 depth=$5 runtime=$6 ramp=$7
+  local subject=$1 report=$2 rw=$3 bs=$4 depth=$5 runtime=$6
   fio --name=job --filename="/dev/${disk[$subject]}" --ioengine=libaio --direct=1 --rw="$rw" --bs="$bs" \
-    --iodepth="$depth" --norandommap --randseed=1 --time_based --runtime="${runtime}ms" --ramp_time="${ramp}ms" \
+    --iodepth="$depth" --norandommap --randseed=1 --time_based --runtime="${runtime}ms" \
     --output-format=json --output="$report" ||
     fail "fio $rw $bs depth $depth on $subject (${disk[$subject]}): $(tail -n 3 "$report")"
   [ -z "${pid[$subject]-}" ] || kill -0 "${pid[$subject]}" || fail "$subject died: $(tail -n 30 "/run/$subject.log")"
@@ -132,8 +132,8 @@ done
 
 # A just-in-time compiler needs its seconds; what is measured is the steady state, for all.
 for subject in "${subjects[@]}"; do
-  measure "$subject" /run/warm-up randrw 4k 1 1500 0
-  measure "$subject" /run/warm-up randrw 4k 32 1500 0
+  measure "$subject" /run/warm-up randrw 4k 1 1500
+  measure "$subject" /run/warm-up randrw 4k 32 1500
 done
 for ((round = 1; round <= ROUNDS; round++)); do
   while read -r job rw bs depth; do
@@ -142,12 +142,12 @@ for ((round = 1; round <= ROUNDS; round++)); do
       subject=${subjects[(i + round) % ${#subjects[@]}]}
       report=/run/out/$round.$job.$subject
       if [ -n "${pid[$subject]-}" ]; then
-        [ "$COUNT" = 0 ] || [ $round -gt 1 ] || count "$subject" "$report.trace" "$rw" "$bs" "$depth" 300 0
+        [ "$COUNT" = 0 ] || [ $round -gt 1 ] || count "$subject" "$report.trace" "$rw" "$bs" "$depth" 300
         before="$(commands "$subject") $(switches "$subject")"
-        measure "$subject" "$report.json" "$rw" "$bs" "$depth" "$RUNTIME" "$RAMP"
+        measure "$subject" "$report.json" "$rw" "$bs" "$depth" "$RUNTIME"
         echo "$before $(commands "$subject") $(switches "$subject")" >"$report.switches"
       else
-        measure "$subject" "$report.json" "$rw" "$bs" "$depth" "$RUNTIME" "$RAMP"
+        measure "$subject" "$report.json" "$rw" "$bs" "$depth" "$RUNTIME"
       fi
       echo "bench: measured $round $job $subject $(cut -d" " -f1 /proc/uptime)"
     done

@@ -1,5 +1,5 @@
 /** `tcmu/target` on a real kernel: one boot a part of the program `target`, which says what each does. */
-import { scenario } from '../kernel/harness/scenario.js';
+import { scenario } from '../harness/scenario.js';
 
 const parts = {
   backstore: 'a backstore is made, changed, found and removed, with nobody listening on netlink',

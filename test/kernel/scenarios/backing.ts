@@ -248,6 +248,8 @@ export default [
       await cut(first.proc, '32M');
       await first.proc.line(/would cut data off/);
       assert.equal(await rescanned(k, first.disk), String(64 * mebibyte));
+      // Noticed once a second: only then is there something to mend.
+      await first.proc.line(/was cut to 32 MiB/);
       await k.sh(`truncate -s 64M ${image}`);
       await first.proc.line(/made longer again/);
 

@@ -68,10 +68,10 @@ export default [
     about:
       'the kernel answers at its time-out, the signal is aborted, the rest goes on, the end is bounded',
     async run(k) {
-      const { proc, disk } = await odd(k, { serve: { commandTimeout: 3 }, deadline: 2000 });
+      const { proc, disk } = await odd(k, { serve: { commandTimeout: 6 }, deadline: 2000 });
       const { code } = await k.sh(readOdd(disk, 5, 'of=/dev/null'), { anyCode: true });
       assert.notEqual(code, 0, 'nobody answered it');
-      await proc.line(/^aborted 5 ERR_TCMU_COMMAND_ABORTED/, 10);
+      await proc.line(/^aborted 5 ERR_TCMU_COMMAND_ABORTED/, 15);
       await assertWorks(k, disk);
       const started = Date.now();
       await proc.stop(30);

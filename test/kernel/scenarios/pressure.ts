@@ -26,7 +26,10 @@ export default [
     about: 'more commands than a 1 MiB ring holds, all held: the rest waits, then all verify',
     timeoutSeconds: 150,
     async run(k) {
-      const { proc, disk } = await gate(k, { serve: { ringMiB: 1, dataAreaMiB: 256 } });
+      // However slow the machine is, no time-out of kernel or initiator may answer what is held.
+      const { proc, disk } = await gate(k, {
+        serve: { ringMiB: 1, dataAreaMiB: 256, commandTimeout: 0 },
+      });
       // One disk queues 1024 commands at most; nine of the same backstore overfill 8192 slots of 128 bytes.
       const backstore = k.configfs.find('d0');
       const disks = [disk];
@@ -37,10 +40,11 @@ export default [
         tpgs.push(attached.tpg);
       }
       for (const each of disks) {
-        const queue = `/sys/block/${each.slice('/dev/'.length)}/queue`;
-        await k.sh(`echo none > ${queue}/scheduler && echo 1024 > ${queue}/nr_requests`, {
-          quiet: true,
-        });
+        const block = `/sys/block/${each.slice('/dev/'.length)}`;
+        await k.sh(
+          `echo none > ${block}/queue/scheduler && echo 1024 > ${block}/queue/nr_requests && echo 300 > ${block}/device/timeout`,
+          { quiet: true },
+        );
       }
       proc.kill('SIGUSR1');
       await proc.line(/^closed/);
@@ -79,7 +83,7 @@ export default [
           await new Promise((resolve) => setTimeout(resolve, 1000));
           return still;
         },
-        25,
+        60,
       );
       const held = holding(proc);
       k.log(`  ${held} commands held`);

@@ -8,7 +8,7 @@
  */
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { canInstall, missingPackages } from './packages.mjs';
@@ -129,6 +129,8 @@ function build(missing) {
   if (missing.some((entry) => entry.for === 'build')) {
     throw new SetupError('the build needs the packages named above');
   }
+  // A build that fails half-way leaves neither the old result nor the new one.
+  rmSync(stamp, { force: true });
   if (!run('npm', ['run', 'build'], 'npm run build')) {
     throw new SetupError('the build failed (its output is above)');
   }
@@ -156,13 +158,14 @@ function run(command, args, what) {
   return false;
 }
 
-/** Runs `main`; a failed setup ends the process with its message alone. */
-export function setupOrExit(purposes) {
+/** As `setup`; when it fails, says why, and `lastWords`, and ends the process. */
+export function setupOrExit(purposes, lastWords) {
   try {
     return setup(purposes);
   } catch (error) {
     if (!(error instanceof SetupError)) throw error;
     console.error(`setup: ${error.message}`);
+    if (lastWords !== undefined) console.log(lastWords);
     process.exit(1);
   }
 }

@@ -59,7 +59,6 @@ export interface NativeSimState {
   resets: number;
   zeroCopied: number;
   copied: number;
-  windowFull: number;
   scrubbedBytes: number;
   zaps: number;
   inFlight: number;

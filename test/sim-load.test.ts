@@ -95,6 +95,17 @@ test('what can not be is refused; one at a time', async () => {
   expect((await running).commands).toBe(2000);
 });
 
+test('a device closed as soon as its load has ended', async () => {
+  for (const zeroCopy of [false, true]) {
+    const kernel = new SimulatedDevice({ zeroCopy, queueFullTimeout: 0, dataAreaBytes: 4096 });
+    kernel.block();
+    const ended = kernel
+      .load({ blocks: 2048, depth: 16, count: 100 })
+      .finally(() => kernel.close());
+    expect((await ended).failed).toBe(100);
+  }
+});
+
 test('a device closed under load ends it', async () => {
   const kernel = new SimulatedDevice();
   const running = kernel.load({ blocks: 2048, depth: 4, count: 1e9 });

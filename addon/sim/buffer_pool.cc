@@ -1,7 +1,7 @@
 #include "buffer_pool.h"
 
+#include <algorithm>
 #include <cerrno>
-#include <new>
 #include <sys/mman.h>
 #include <system_error>
 #include <unistd.h>
@@ -14,7 +14,7 @@ namespace {
 size_t wholePages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 } // namespace
 
-BufferPool::BufferPool() : free_{{0, kBytes}} {
+BufferPool::BufferPool(size_t bytes) : bytes_(bytes), free_{{0, bytes}} {
   const auto failure = [this](const char* call) {
     const int error = errno;
     if (fd_ >= 0) close(fd_);
@@ -22,28 +22,36 @@ BufferPool::BufferPool() : free_{{0, kBytes}} {
   };
   fd_ = memfd_create("tcmu-sim-initiator", MFD_CLOEXEC);
   if (fd_ < 0) throw failure("memfd_create");
-  if (ftruncate(fd_, kBytes) < 0) throw failure("ftruncate");
-  void* base = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_, 0);
+  if (ftruncate(fd_, bytes_) < 0) throw failure("ftruncate");
+  void* base = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_, 0);
   if (base == MAP_FAILED) throw failure("mmap");
   base_ = static_cast<uint8_t*>(base);
 }
 
 BufferPool::~BufferPool() {
-  munmap(base_, kBytes);
+  munmap(base_, bytes_);
   close(fd_);
 }
 
 std::span<uint8_t> BufferPool::allocate(size_t bytes) {
   const size_t size = wholePages(bytes);
   std::lock_guard guard(lock_);
-  for (auto it = free_.begin(); it != free_.end(); ++it) {
-    const auto [offset, length] = *it;
-    if (length < size) continue;
-    free_.erase(it);
-    if (length > size) free_.emplace(offset + size, length - size);
-    return {base_ + offset, bytes};
+  // Behind the cursor first, also within the free range it stands in; then from the start.
+  for (const size_t from : {cursor_, size_t{0}}) {
+    auto it = free_.upper_bound(from);
+    if (it != free_.begin() && std::prev(it)->first + std::prev(it)->second > from) --it;
+    for (; it != free_.end(); ++it) {
+      const auto [offset, length] = *it;
+      const size_t start = std::max(offset, from);
+      if (offset + length - start < size) continue;
+      free_.erase(it);
+      if (start > offset) free_.emplace(offset, start - offset);
+      if (offset + length > start + size) free_.emplace(start + size, offset + length - start - size);
+      cursor_ = start + size;
+      return {base_ + start, bytes};
+    }
   }
-  throw std::bad_alloc();
+  return {};
 }
 
 void BufferPool::free(std::span<uint8_t> range) {
@@ -69,8 +77,8 @@ void BufferPool::free(std::span<uint8_t> range) {
 std::optional<size_t> BufferPool::offsetOf(std::span<const uint8_t> range) const {
   const auto start = reinterpret_cast<uintptr_t>(range.data());
   const auto base = reinterpret_cast<uintptr_t>(base_);
-  if (range.empty() || start < base || start - base > kBytes ||
-      range.size() > kBytes - (start - base) || (start | range.size()) % kPage)
+  if (range.empty() || start < base || start - base > bytes_ ||
+      range.size() > bytes_ - (start - base) || (start | range.size()) % kPage)
     return {};
   return start - base;
 }

@@ -61,8 +61,8 @@ struct Command {
   State state = State::idle;
   bool aborted = false;
   bool bidirectional = false;
-  bool zeroCopy = false; // its pages are in `window` instead of in data blocks
-  bool zapped = false;
+  bool zeroCopy = false; // its pages are in the window instead of in data blocks
+  bool concealed = false;
   uint16_t id = 0; // 0: not on the ring
   uint16_t cdbBytes = 0;
   uint32_t bidiBlocks = 0; // the last ones of `blocks`
@@ -72,7 +72,8 @@ struct Command {
   std::span<uint8_t> dataIn;
   std::vector<uint8_t> ownDataOut; // dataOut, once the command has to wait
   std::vector<uint32_t> blocks;
-  Window::Range window{};
+  Window::Range windowOut{}; // with zeroCopy
+  Window::Range windowIn{};
   TimePoint deadline = TimePoint::max();
   std::array<uint8_t, kMaxCdb> cdb;
 

@@ -53,7 +53,7 @@ Kernel::Kernel(const Geometry& geometry)
   uint16_t capabilities = geometry_.capabilities;
   if (geometry_.zeroCopy) {
     const size_t offset = geometry_.ringBytes + geometry_.dataBytes;
-    pool_ = std::make_unique<BufferPool>();
+    pool_ = std::make_unique<BufferPool>(geometry_.windowBytes);
     window_ = std::make_unique<Window>(memory_.fd(), pool_->fd(), offset, geometry_.windowBytes);
     capabilities &= static_cast<uint16_t>(~mailbox::kKeepBuffer);
     capabilities |= mailbox::kZeroCopy | mailbox::kKeepBufferPerCommand;
@@ -105,7 +105,7 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
   if (!waiting_.empty()) return waitForRoom(c, now);
 
   const size_t dataBytes = c.dataBytes();
-  c.zeroCopy = mayExpose && window_ && reserveWindow(c);
+  c.zeroCopy = mayExpose && window_ && canExpose(c);
   c.bidiBlocks = 0;
   if (!c.zeroCopy) {
     if (c.bidirectional)
@@ -146,10 +146,12 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
   const size_t at = mailbox::kBytes + startEntry(bytes);
   std::memset(memory_.at(at), 0, bytes);
   if (c.zeroCopy) {
-    const size_t offset = window_->offsetOf(c.window);
-    putIov(at + entry::kIov, offset, dataBytes);
-    if (c.bidirectional)
-      putIov(at + entry::kIov + entry::kIovBytes, offset + dataBytes, c.dataIn.size());
+    size_t iov = at + entry::kIov;
+    for (const Window::Range& range : {c.windowOut, c.windowIn}) {
+      if (range.bytes == 0) continue;
+      putIov(iov, window_->offset() + range.offset, range.bytes);
+      iov += entry::kIovBytes;
+    }
   } else {
     if (!c.dataOut.empty()) scatter(c);
     const size_t iov = writeIovs(c, 0, bidiStart, dataBytes, at + entry::kIov);
@@ -178,48 +180,56 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
 
 // --- zero copy ---
 
-/** Room in the window, for a command whose memory can be shown there. */
-bool Kernel::reserveWindow(Command& c) {
-  size_t bytes = 0;
-  for (const std::span<const uint8_t> part : {c.dataOut, std::span<const uint8_t>(c.dataIn)}) {
-    if (part.empty()) {
-      if (c.bidirectional) return false;
-      continue;
-    }
-    if (!pool_->offsetOf(part)) return false;
-    bytes += part.size();
-  }
-  if (bytes == 0 || bytes < attributes_.zeroCopyBytes) return false;
-  const auto range = window_->reserve(bytes / kPage);
-  if (!range) {
-    stats_.noWindow++;
-    return false;
-  }
-  c.window = *range;
-  c.zapped = false;
-  return true;
+/** Whether the command's memory is whole pages of the pool: finds them. */
+bool Kernel::canExpose(Command& c) {
+  c.windowOut = c.windowIn = {};
+  c.concealed = true;
+  const auto find = [this](std::span<const uint8_t> part, Window::Range& range) {
+    if (part.empty()) return true;
+    const auto offset = pool_->offsetOf(part);
+    if (offset) range = {*offset, part.size()};
+    return offset.has_value();
+  };
+  if (!find(c.dataOut, c.windowOut) || !find(c.dataIn, c.windowIn)) return false;
+  if (c.bidirectional && (c.dataOut.empty() || c.dataIn.empty())) return false;
+  const size_t bytes = c.windowOut.bytes + c.windowIn.bytes;
+  return bytes > 0 && bytes >= attributes_.zeroCopyBytes;
 }
 
 bool Kernel::expose(Command& c) {
-  Window::Range out = c.window;
-  out.pages = static_cast<uint32_t>(c.dataOut.size() / kPage);
-  const Window::Range in{out.first + out.pages, c.window.pages - out.pages};
-  if (in.pages > 0 && attributes_.scrub) {
+  if (attributes_.scrub && !c.dataIn.empty()) {
     std::memset(c.dataIn.data(), 0, c.dataIn.size());
     stats_.scrubbed += c.dataIn.size();
   }
-  return (out.pages == 0 || window_->expose(out, *pool_->offsetOf(c.dataOut), false)) &&
-         (in.pages == 0 || window_->expose(in, *pool_->offsetOf(c.dataIn), true));
+  if (c.windowOut.bytes > 0 && !window_->expose(c.windowOut, false)) return false;
+  if (c.windowIn.bytes > 0 && !window_->expose(c.windowIn, true)) {
+    if (c.windowOut.bytes > 0) window_->conceal({&c.windowOut, 1});
+    return false;
+  }
+  c.concealed = false;
+  return true;
+}
+
+void Kernel::addRanges(Command& c, std::vector<Window::Range>& ranges) {
+  if (std::exchange(c.concealed, true)) return;
+  for (const Window::Range& range : {c.windowOut, c.windowIn})
+    if (range.bytes > 0) ranges.push_back(range);
+}
+
+void Kernel::conceal(Command& c) {
+  std::vector<Window::Range> ranges;
+  addRanges(c, ranges);
+  window_->conceal(ranges);
 }
 
 /**
- * Takes the pages of a completed command out of the window, before its initiator hears of it, and
- * with them those of up to 64 completed after it: only their ids are looked at, and whichever proves
- * not to be completed has lost its pages by its handler's own doing.
+ * Conceals the pages of a completed command, before its initiator hears of it, and with them those of
+ * up to 64 completed after it: only their ids are looked at, and whichever proves not to be completed
+ * has lost its pages by its handler's own doing.
  */
 void Kernel::concealFrom(Command& c, uint32_t position) {
-  std::vector<Window::Range> ranges{c.window};
-  c.zapped = true;
+  std::vector<Window::Range> ranges;
+  addRanges(c, ranges);
   const uint32_t tail = memory_.loadAcquire(mailbox::kTail);
   for (int n = 0; n < 64 && position != tail; n++) {
     const size_t at = mailbox::kBytes + position;
@@ -229,14 +239,11 @@ void Kernel::concealFrom(Command& c, uint32_t position) {
     if ((header & entry::kOpMask) == entry::kCommand) {
       const uint16_t id = memory_.get<uint16_t>(at + entry::kId);
       Command* other = id < byId_.size() ? byId_[id] : nullptr;
-      if (other && other->zeroCopy && !other->zapped) {
-        other->zapped = true;
-        ranges.push_back(other->window);
-      }
+      if (other && other->zeroCopy) addRanges(*other, ranges);
     }
     position = (position + length) % ringSize_;
   }
-  window_->zap(ranges);
+  window_->conceal(ranges);
 }
 
 Kernel::Placed Kernel::waitForRoom(Command& c, TimePoint now) {
@@ -287,11 +294,8 @@ void Kernel::allocateRun(Command& c, size_t bytes) {
 }
 
 void Kernel::releaseMemory(Command& c) {
-  if (c.zeroCopy) {
-    if (!std::exchange(c.zapped, true)) window_->zap({&c.window, 1});
-    window_->release(c.window);
-    c.zeroCopy = false;
-  }
+  if (c.zeroCopy) conceal(c);
+  c.zeroCopy = false;
   releaseBlocks(c);
 }
 
@@ -435,7 +439,7 @@ bool Kernel::takeCompletions() {
       breakDevice("completion of a cmd_id that is not in flight");
       return false;
     }
-    if (c->zeroCopy && !c->zapped) concealFrom(*c, cleaned_);
+    if (c->zeroCopy && !c->concealed) concealFrom(*c, cleaned_);
     // An initiator's pages can't be kept.
     const bool keep =
         !c->zeroCopy && (memory_.get<uint8_t>(at + entry::kUserFlags) & entry::kKeepBuffer);
@@ -591,7 +595,7 @@ bool Kernel::expireNow(const Initiator* initiator, uint64_t tag) {
 /** Answered for the initiator; id, slot and blocks stay until the handler completes it. */
 void Kernel::expire(Command& c) {
   inFlight_.remove(c);
-  if (c.zeroCopy && !std::exchange(c.zapped, true)) window_->zap({&c.window, 1});
+  if (c.zeroCopy) conceal(c);
   c.state = Command::State::expired;
   stats_.expired++;
   finishWithSense(c, 2, 0x08, 0); // NOT READY, LOGICAL UNIT COMMUNICATION FAILURE

@@ -61,7 +61,6 @@ struct KernelStats {
   // Of zero copy, the patch's zc_stats.
   uint64_t exposed = 0;
   uint64_t copied = 0;  // commands with data that were not
-  uint64_t noWindow = 0; // of these, for want of room in the window
   uint64_t scrubbed = 0; // bytes
 };
 
@@ -148,8 +147,10 @@ private:
   Placed place(Command& c, TimePoint now, bool mayExpose = true);
   Placed waitForRoom(Command& c, TimePoint now);
   Milliseconds waitLimit() const;
-  bool reserveWindow(Command& c);
+  bool canExpose(Command& c);
   bool expose(Command& c);
+  static void addRanges(Command& c, std::vector<Window::Range>& ranges);
+  void conceal(Command& c);
   void concealFrom(Command& c, uint32_t position);
   void releaseMemory(Command& c);
   bool allocateBlocks(Command& c);

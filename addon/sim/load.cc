@@ -21,8 +21,9 @@ LoadGenerator::LoadGenerator(Device& device, const LoadOptions& options,
   busy_.resize(units_);
   if (options.verify) versions_.resize(units_);
   for (uint32_t i = options.depth; i-- > 0;) {
-    if (BufferPool* pool = device.pool()) {
-      const auto range = pool->allocate(options.bytes);
+    BufferPool* pool = device.pool();
+    const std::span<uint8_t> range = pool ? pool->allocate(options.bytes) : std::span<uint8_t>{};
+    if (!range.empty()) {
       slots_[i].buffer = {range.data(), [pool, range](uint8_t*) { pool->free(range); }};
     } else {
       slots_[i].buffer = {new uint8_t[options.bytes], std::default_delete<uint8_t[]>()};

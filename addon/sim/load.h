@@ -7,7 +7,7 @@
  * flight together, each write has a version of its own in its bytes, and a read must give the version
  * last written (a unit never written is not judged). A unit whose write failed is not judged again.
  *
- * Its buffers are in the device's pool when that has one: commands of whole pages go without copying.
+ * Its buffers are in the device's pool where that has room: commands of whole pages go without copying.
  * The device must outlive it.
  *
  * `ended` is called once, from whichever thread finished the last command; until then the generator

@@ -21,7 +21,7 @@ struct Guarded {
 };
 constexpr size_t kGuarded = 1024;
 Guarded guarded[kGuarded];
-std::atomic<uint64_t> deniedStores{0};
+std::atomic<uint64_t> deniedTouches{0};
 struct sigaction previousAction;
 
 bool inWindow(uintptr_t address) {
@@ -33,12 +33,12 @@ bool inWindow(uintptr_t address) {
 }
 
 /**
- * A store into read-only pages of a window: the kernel answers it with SIGBUS. Sends that to this
- * thread; it arrives when we return, at the same instruction.
+ * A touch of window pages without the right to it: the kernel answers it with SIGBUS. Sends that to
+ * this thread; it arrives when we return, at the same instruction.
  */
 void onSegmentationFault(int signal, siginfo_t* info, void* context) {
   if (info->si_code == SEGV_ACCERR && inWindow(reinterpret_cast<uintptr_t>(info->si_addr))) {
-    deniedStores.fetch_add(1);
+    deniedTouches.fetch_add(1);
     siginfo_t bus = {};
     bus.si_signo = SIGBUS;
     bus.si_code = BUS_ADRERR;
@@ -70,98 +70,84 @@ void installHandler() {
 
 } // namespace
 
-uint64_t Window::denied() { return deniedStores.load(); }
+uint64_t Window::denied() { return deniedTouches.load(); }
 
 Window::Window(int ringFd, int poolFd, size_t offset, size_t bytes)
-    : MappingWatch(ringFd), ringFd_(ringFd), poolFd_(poolFd), offset_(offset),
-      pages_(static_cast<uint32_t>(bytes / kPage)), taken_(pages_) {
+    : MappingWatch(ringFd), ringFd_(ringFd), poolFd_(poolFd), offset_(offset), bytes_(bytes) {
   installHandler();
   begin();
 }
 
 Window::~Window() {
-  std::vector<Range> all;
-  for (const auto& [first, exposure] : exposed_) all.push_back({first, exposure.pages});
-  zap(all);
   {
-    // Before end(): from then on a mapping may go without our knowing.
+    // Before end(): from then on a mapping may go without our knowing. What stays mapped lies behind
+    // the end of the ring's file from now on, and raises SIGBUS without our handler.
     std::lock_guard guard(lock_);
     closing_ = true;
-    while (!bases_.empty()) forget(bases_.back());
+    while (!bases_.empty()) {
+      mmap(bases_.back() + offset_, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+           ringFd_, static_cast<off_t>(offset_));
+      forget(bases_.back());
+    }
   }
   end();
 }
 
-size_t Window::offsetOf(const Range& range) const { return offset_ + range.first * kPage; }
-
-std::optional<Window::Range> Window::reserve(size_t pages) {
-  if (pages == 0 || pages > pages_) return {};
-  // From the cursor to the end, then from the start: a run doesn't wrap.
-  for (const uint32_t from : {cursor_, 0u}) {
-    for (uint32_t first = from, end = from; first + pages <= pages_;) {
-      if (end - first == pages) {
-        std::fill_n(taken_.begin() + first, pages, true);
-        cursor_ = end;
-        return Range{first, static_cast<uint32_t>(pages)};
-      }
-      if (taken_[end++]) first = end;
-    }
-  }
-  return {};
+bool Window::protect(const Range& range, int protection) {
+  bool done = true;
+  for (uint8_t* base : bases_)
+    done &= mprotect(base + offset_ + range.offset, range.bytes, protection) == 0;
+  return done;
 }
 
-void Window::release(const Range& range) {
-  std::fill_n(taken_.begin() + range.first, range.pages, false);
-}
-
-bool Window::show(uint8_t* base, uint32_t first, const Exposure& exposure) const {
-  const int protection = exposure.writable ? PROT_READ | PROT_WRITE : PROT_READ;
-  return mmap(base + offset_ + first * kPage, exposure.pages * kPage, protection,
-              MAP_SHARED | MAP_FIXED, poolFd_,
-              static_cast<off_t>(exposure.poolOffset)) != MAP_FAILED;
-}
-
-bool Window::expose(const Range& range, size_t poolOffset, bool writable) {
-  const Exposure exposure{range.pages, writable, poolOffset};
+bool Window::expose(const Range& range, bool writable) {
+  const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
   std::lock_guard guard(lock_);
   if (bases_.empty()) return false;
-  for (uint8_t* base : bases_)
-    if (!show(base, range.first, exposure)) return false;
-  exposed_.emplace(range.first, exposure);
+  const auto next = exposed_.lower_bound(range.offset);
+  if (next != exposed_.end() && next->first < range.offset + range.bytes) return false;
+  if (next != exposed_.begin()) {
+    const auto before = std::prev(next);
+    if (before->first + before->second.bytes > range.offset) return false;
+  }
+  if (!protect(range, protection)) return false;
+  exposed_.emplace_hint(next, range.offset, Exposure{range.bytes, protection});
   return true;
 }
 
-void Window::zap(std::span<Range> ranges) {
+void Window::conceal(std::span<Range> ranges) {
   std::sort(ranges.begin(), ranges.end(),
-            [](const Range& a, const Range& b) { return a.first < b.first; });
+            [](const Range& a, const Range& b) { return a.offset < b.offset; });
   std::lock_guard guard(lock_);
   for (size_t i = 0; i < ranges.size();) {
-    const uint32_t first = ranges[i].first;
-    uint32_t end = first;
-    while (i < ranges.size() && ranges[i].first == end) end += ranges[i++].pages;
-    for (auto it = exposed_.lower_bound(first); it != exposed_.end() && it->first < end;)
-      it = exposed_.erase(it);
+    Range run{ranges[i].offset, 0};
+    for (; i < ranges.size() && ranges[i].offset == run.offset + run.bytes; i++) {
+      exposed_.erase(ranges[i].offset);
+      run.bytes += ranges[i].bytes;
+    }
     zaps_++;
-    for (uint8_t* base : bases_)
-      mmap(base + offset_ + first * kPage, (end - first) * kPage, PROT_READ | PROT_WRITE,
-           MAP_SHARED | MAP_FIXED, ringFd_, static_cast<off_t>(offset_ + first * kPage));
+    protect(run, PROT_NONE);
   }
 }
 
 void Window::mapped(void* start, size_t bytes) {
-  if (bytes < offset_ + pages_ * kPage) return; // not all of it: no window there
+  if (bytes < offset_ + bytes_) return; // not all of it: no window there
   auto* base = static_cast<uint8_t*>(start);
   std::lock_guard guard(lock_);
   if (closing_) return;
+  if (mmap(base + offset_, bytes_, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, poolFd_,
+           0) == MAP_FAILED)
+    return;
   for (Guarded& each : guarded) {
     bool taken = false;
     if (!each.taken.compare_exchange_strong(taken, true)) continue;
-    each.bytes = pages_ * kPage;
+    each.bytes = bytes_;
     each.start.store(reinterpret_cast<uintptr_t>(base + offset_), std::memory_order_release);
     break;
   }
   bases_.push_back(base);
-  for (const auto& [first, exposure] : exposed_) show(base, first, exposure);
+  for (const auto& [offset, exposure] : exposed_)
+    protect({offset, exposure.bytes}, exposure.protection);
 }
 
 void Window::unmapping(void* start) {

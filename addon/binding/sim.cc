@@ -147,10 +147,11 @@ void SimDevice::release(uint32_t count) {
   if (pending_ == 0 && async_) uv_unref(reinterpret_cast<uv_handle_t*>(async_.get()));
 }
 
-void SimDevice::enter(const Napi::FunctionReference& function, napi_value argument,
-                      bool fromLoop) {
-  if (fromLoop) environment_.call(function, 1, &argument);
-  else function.Call({argument});
+void SimDevice::enter(const Napi::FunctionReference& function, napi_value argument, bool fromLoop) {
+  if (fromLoop)
+    environment_.call(function, 1, &argument);
+  else
+    function.Call({argument});
 }
 
 void SimDevice::deliver(bool fromLoop) {
@@ -203,8 +204,8 @@ void SimDevice::deliverLoad(bool fromLoop) {
   auto latency = Napi::Array::New(env, shares.size());
   uint32_t i = 0;
   for (const double share : shares)
-    latency.Set(i++, Napi::Number::New(
-                         env, static_cast<double>(report.latency.percentile(share)) / 1e9));
+    latency.Set(
+        i++, Napi::Number::New(env, static_cast<double>(report.latency.percentile(share)) / 1e9));
   result.Set("latency", latency);
   if (report.failed && report.firstFailure.hasSense) {
     const auto& sense = report.firstFailure.sense;
@@ -311,8 +312,10 @@ Napi::Value SimDevice::expire(const Napi::CallbackInfo& info) {
 Napi::Value SimDevice::setBlocked(const Napi::CallbackInfo& info) {
   const bool blocked = info[0].ToBoolean();
   device(info.Env()).act([&](sim::Kernel& kernel, sim::TimePoint now) {
-    if (blocked) kernel.block(now);
-    else kernel.unblock();
+    if (blocked)
+      kernel.block(now);
+    else
+      kernel.unblock();
   });
   return info.Env().Undefined();
 }

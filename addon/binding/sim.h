@@ -1,10 +1,10 @@
 // SimDevice: the simulated kernel for JavaScript (lib/native-sim.ts).
 //
-// The device's own thread finishes commands; what is finished waits here, and one uv_async carries it
-// to the environment's thread, where lib/ is called with tables of results. The Data-In memory of a
-// command is the caller's ArrayBuffer, written by the device's thread: lib/ keeps it reachable and
-// out of everybody's hands until the result is there. While commands are pending the event loop is
-// kept alive. `close`, or the end of the environment, joins the thread before anything is freed.
+// The device's own thread finishes commands; what is finished waits here, and one uv_async carries
+// it to the environment's thread, where lib/ is called with tables of results. The Data-In memory
+// of a command is the caller's ArrayBuffer, written by the device's thread: lib/ keeps it reachable
+// and out of everybody's hands until the result is there. While commands are pending the event loop
+// is kept alive. `close`, or the end of the environment, joins the thread before anything is freed.
 #pragma once
 
 #include <napi.h>

@@ -1,4 +1,4 @@
-/** A set of numbers 0..size-1 that hands out the lowest free one, as the kernel's allocators do. */
+// A set of numbers 0..size-1 that hands out the lowest free one, as the kernel's allocators do.
 #pragma once
 
 #include <bit>
@@ -8,7 +8,7 @@
 namespace tcmu::sim {
 
 class Bitmap {
-public:
+ public:
   static constexpr uint32_t kNone = UINT32_MAX;
 
   explicit Bitmap(uint32_t size) : size_(size), words_((size + 63) / 64) {}
@@ -17,7 +17,7 @@ public:
   uint32_t count() const { return count_; }
   bool test(uint32_t i) const { return words_[i / 64] >> (i % 64) & 1; }
 
-  /** Lowest number below `limit` that is not in the set, or kNone. */
+  // Lowest number below `limit` that is not in the set, or kNone.
   uint32_t lowestFree(uint32_t limit) {
     while (hint_ < words_.size() && ~words_[hint_] == 0) hint_++;
     if (hint_ == words_.size()) return kNone;
@@ -36,18 +36,18 @@ public:
     if (i / 64 < hint_) hint_ = i / 64;
   }
 
-  /** Highest number in the set, or kNone. */
+  // Highest number in the set, or kNone.
   uint32_t highest() const {
     for (size_t w = words_.size(); w-- > 0;)
       if (words_[w]) return static_cast<uint32_t>(w * 64 + 63 - std::countl_zero(words_[w]));
     return kNone;
   }
 
-private:
+ private:
   uint32_t size_;
   uint32_t count_ = 0;
-  size_t hint_ = 0; // every word before it is full
+  size_t hint_ = 0;  // every word before it is full
   std::vector<uint64_t> words_;
 };
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

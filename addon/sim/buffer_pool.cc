@@ -1,10 +1,11 @@
 #include "buffer_pool.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
-#include <sys/mman.h>
 #include <system_error>
-#include <unistd.h>
 
 #include "abi.h"
 
@@ -12,7 +13,7 @@ namespace tcmu::sim {
 
 namespace {
 size_t wholePages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
-} // namespace
+}  // namespace
 
 BufferPool::BufferPool(size_t bytes) : bytes_(bytes), free_{{0, bytes}} {
   const auto failure = [this](const char* call) {
@@ -46,7 +47,8 @@ std::span<uint8_t> BufferPool::allocate(size_t bytes) {
       if (offset + length - start < size) continue;
       free_.erase(it);
       if (start > offset) free_.emplace(offset, start - offset);
-      if (offset + length > start + size) free_.emplace(start + size, offset + length - start - size);
+      if (offset + length > start + size)
+        free_.emplace(start + size, offset + length - start - size);
       cursor_ = start + size;
       return {base_ + start, bytes};
     }
@@ -83,4 +85,4 @@ std::optional<size_t> BufferPool::offsetOf(std::span<const uint8_t> range) const
   return start - base;
 }
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

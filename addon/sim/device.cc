@@ -1,14 +1,15 @@
 #include "device.h"
 
-#include <algorithm>
-#include <cerrno>
-#include <exception>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <exception>
 #include <stdexcept>
 #include <system_error>
-#include <unistd.h>
 
 namespace tcmu::sim {
 
@@ -43,7 +44,7 @@ Uio::Handle Device::open() {
     }
   });
   if (refused) std::rethrow_exception(refused);
-  interrupt(); // the thread polls the new doorbell
+  interrupt();  // the thread polls the new doorbell
   return handle;
 }
 
@@ -90,14 +91,16 @@ void Device::catchUp(TimePoint now) {
   }
 }
 
-/** If there is something new on the ring, and as fault injection lets it. */
+// If there is something new on the ring, and as fault injection lets it.
 void Device::wakeHandler(TimePoint now) {
   if (!kernel_.takeEvent()) return;
   if (const TimePoint at = faults_.spuriousAt(now); at != TimePoint::max()) wakeups_.push_back(at);
   if (faults_.loseWakeup()) return;
   const TimePoint at = faults_.wakeAt(now);
-  if (at > now) wakeups_.push_back(at);
-  else notify();
+  if (at > now)
+    wakeups_.push_back(at);
+  else
+    notify();
 }
 
 void Device::notify() {
@@ -125,8 +128,8 @@ void Device::loop() {
       std::lock_guard guard(lock_);
       if (stopping_) return;
       const TimePoint now = Clock::now();
-      // A command that comes while we sleep expires no earlier than a time-out from now: it need not
-      // interrupt us.
+      // A command that comes while we sleep expires no earlier than a time-out from now: it need
+      // not interrupt us.
       sleepUntil_ = std::min(nextWake(), now + kernel_.shortestTimeout());
       timeout = std::chrono::ceil<Milliseconds>(std::max(sleepUntil_ - now, Clock::duration{}));
       fds[1].fd = uio_.doorbellFd();
@@ -154,4 +157,4 @@ void Device::deliver(const Finished& finished) {
   }
 }
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

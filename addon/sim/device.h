@@ -1,13 +1,11 @@
-/**
- * One simulated TCMU device: the kernel's state machine, its uio face, and the thread that hears
- * doorbells and time-outs.
- *
- * Thread-safe. On a real kernel a doorbell is handled inside the handler's write(); here a thread of
- * ours hears it, so every call below first handles the doorbells already rung: whoever rang one and
- * then calls sees its effect. Completions are delivered to their Initiator outside the lock, on the
- * calling thread or on ours. Request buffers must outlive their commands, Initiators the device or its
- * `stop()`, which ends every command and after which nothing comes from our thread any more.
- */
+// One simulated TCMU device: the kernel's state machine, its uio face, and the thread that hears
+// doorbells and time-outs.
+//
+// Thread-safe. On a real kernel a doorbell is handled inside the handler's write(); here a thread
+// of ours hears it, so every call below first handles the doorbells already rung: whoever rang one
+// and then calls sees its effect. Completions are delivered to their Initiator outside the lock, on
+// the calling thread or on ours. Request buffers must outlive their commands, Initiators the device
+// or its `stop()`, which ends every command and after which nothing comes from our thread any more.
 #pragma once
 
 #include <mutex>
@@ -27,42 +25,44 @@ struct DeviceStats {
 };
 
 class Device {
-public:
-  /** @throws std::invalid_argument, std::system_error */
+ public:
+  // @throws std::invalid_argument, std::system_error
   Device(const Geometry& geometry, const Attributes& attributes);
   ~Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  /** Queues the requests, then wakes the handler once. */
+  // Queues the requests, then wakes the handler once.
   void submit(std::span<const Request> requests);
 
-  /** open(2) of the uio device. @throws std::system_error EBUSY, ENODEV */
+  // open(2) of the uio device. @throws std::system_error EBUSY, ENODEV
   Uio::Handle open();
 
-  /** Runs `f(kernel, now)` under the lock, as an action of the kernel. */
-  template <class F> void act(F f) {
+  // Runs `f(kernel, now)` under the lock, as an action of the kernel.
+  template <class F>
+  void act(F f) {
     run([&](TimePoint now) { f(kernel_, now); });
   }
 
-  /** Wakes the handler for nothing. */
+  // Wakes the handler for nothing.
   void kick();
   void setFaults(const FaultOptions& options);
-  /** uio_unregister_device: the opener reads end of file from now on. */
+  // uio_unregister_device: the opener reads end of file from now on.
   void unregister();
-  /** Ends every command with NOT READY, unregisters, ends the thread. Idempotent. */
+  // Ends every command with NOT READY, unregisters, ends the thread. Idempotent.
   void stop();
 
   DeviceStats stats();
-  /** Initiators' memory for zero copy, or null. */
+  // Initiators' memory for zero copy, or null.
   BufferPool* pool() { return kernel_.pool(); }
   size_t mapSize() const { return kernel_.memory().size(); }
 
-private:
+ private:
   using Finished = std::vector<std::pair<Initiator*, Completion>>;
 
-  /** `fromLoop`: the thread itself runs it, and works out its next sleep afterwards. */
-  template <class F> void run(F f, bool fromLoop = false) {
+  // `fromLoop`: the thread itself runs it, and works out its next sleep afterwards.
+  template <class F>
+  void run(F f, bool fromLoop = false) {
     Finished finished;
     {
       std::lock_guard guard(lock_);
@@ -84,16 +84,16 @@ private:
   void loop();
   static void deliver(const Finished& finished);
 
-  std::mutex lock_; // guards everything below, but for the thread's own poll
+  std::mutex lock_;  // guards everything below, but for the thread's own poll
   Kernel kernel_;
   Uio uio_;
   Faults faults_;
-  std::vector<TimePoint> wakeups_; // late and spurious ones to come
+  std::vector<TimePoint> wakeups_;  // late and spurious ones to come
   DeviceStats stats_;
   TimePoint sleepUntil_ = TimePoint::max();
   bool stopping_ = false;
-  int control_ = -1; // eventfd that interrupts the thread's sleep
+  int control_ = -1;  // eventfd that interrupts the thread's sleep
   std::thread thread_;
 };
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

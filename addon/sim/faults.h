@@ -1,7 +1,5 @@
-/**
- * Seeded decisions of fault injection. Each kind of fault draws from a sequence of its own, so that
- * the n-th decision of a kind is the same in every run with the same seed.
- */
+// Seeded decisions of fault injection. Each kind of fault draws from a sequence of its own, so that
+// the n-th decision of a kind is the same in every run with the same seed.
 #pragma once
 
 #include <cstdint>
@@ -12,32 +10,32 @@ namespace tcmu::sim {
 
 struct FaultOptions {
   uint64_t seed = 1;
-  double holdCommand = 0;    // probability that a command reaches the device late: delay, reordering
-  double lateWakeup = 0;     // that a wake-up comes late
-  double lostWakeup = 0;     // that it never comes; the next one makes up for it
-  double spuriousWakeup = 0; // that one comes with nothing new
+  double holdCommand = 0;  // probability that a command reaches the device late: delay, reordering
+  double lateWakeup = 0;   // that a wake-up comes late
+  double lostWakeup = 0;   // that it never comes; the next one makes up for it
+  double spuriousWakeup = 0;  // that one comes with nothing new
   Milliseconds maxDelay{10};
 };
 
 class Faults {
-public:
+ public:
   explicit Faults(const FaultOptions& options = {}) : options_(options) {
     for (uint64_t i = 0; i < kKinds; i++) state_[i] = options.seed * kKinds + i;
   }
 
-  /** When a command is to reach the device; `now` for at once. */
+  // When a command is to reach the device; `now` for at once.
   TimePoint holdUntil(TimePoint now) { return delayed(kHold, options_.holdCommand, now); }
   bool loseWakeup() { return roll(kLost, options_.lostWakeup); }
   TimePoint wakeAt(TimePoint now) { return delayed(kLate, options_.lateWakeup, now); }
-  /** When to wake once more for nothing; TimePoint::max() for not at all. */
+  // When to wake once more for nothing; TimePoint::max() for not at all.
   TimePoint spuriousAt(TimePoint now) {
     return roll(kSpurious, options_.spuriousWakeup) ? now + delay(kSpurious) : TimePoint::max();
   }
 
-private:
+ private:
   enum Kind : uint64_t { kHold, kLate, kLost, kSpurious, kKinds };
 
-  /** splitmix64 (public domain, Vigna). */
+  // splitmix64 (public domain, Vigna).
   uint64_t next(Kind kind) {
     uint64_t z = state_[kind] += 0x9e3779b97f4a7c15;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -59,4 +57,4 @@ private:
   uint64_t state_[kKinds];
 };
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

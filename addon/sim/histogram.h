@@ -1,4 +1,4 @@
-/** Latencies in nanoseconds, within 1.6 %: 64 buckets for each doubling. */
+// Latencies in nanoseconds, within 1.6 %: 64 buckets for each doubling.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 namespace tcmu::sim {
 
 class Histogram {
-public:
+ public:
   void add(uint64_t nanoseconds) {
     buckets_[bucket(nanoseconds)]++;
     count_++;
@@ -21,7 +21,7 @@ public:
   double mean() const {
     return count_ ? static_cast<double>(sum_) / static_cast<double>(count_) : 0;
   }
-  /** The least value that `share` of all are not above, to the bucket's upper end. */
+  // The least value that `share` of all are not above, to the bucket's upper end.
   uint64_t percentile(double share) const {
     const auto wanted = static_cast<uint64_t>(share * static_cast<double>(count_) + 0.5);
     uint64_t seen = 0;
@@ -32,7 +32,7 @@ public:
     return max_;
   }
 
-private:
+ private:
   static constexpr unsigned kBits = 6;
   static constexpr size_t kLinear = size_t{1} << kBits;
 
@@ -53,4 +53,4 @@ private:
   uint64_t max_ = 0;
 };
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

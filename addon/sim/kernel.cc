@@ -10,7 +10,7 @@ namespace tcmu::sim {
 namespace {
 
 constexpr uint32_t kIdLimit = 65536;
-/** Above it, memory of a command that once was large is given back. */
+// Above it, memory of a command that once was large is given back.
 constexpr size_t kKeptCapacity = 1024;
 
 size_t roundUp(size_t value, size_t to) { return (value + to - 1) / to * to; }
@@ -30,7 +30,7 @@ const Geometry& checked(const Geometry& g) {
   return g;
 }
 
-/** SPC-5 4.2.5.1: the length that the group code of the operation code implies. */
+// SPC-5 4.2.5.1: the length that the group code of the operation code implies.
 size_t cdbBytes(std::span<const uint8_t> cdb) {
   static constexpr uint8_t bytes[8] = {6, 10, 10, 12, 16, 12, 10, 10};
   if (cdb.empty()) return 6;
@@ -38,16 +38,18 @@ size_t cdbBytes(std::span<const uint8_t> cdb) {
   return bytes[cdb[0] >> 5];
 }
 
-} // namespace
+}  // namespace
 
 Kernel::Kernel(const Geometry& geometry)
     : geometry_(checked(geometry)),
-      memory_(geometry.ringBytes + geometry.dataBytes +
-                  (geometry.zeroCopy ? geometry.windowBytes : 0),
-              geometry.ringBytes),
+      memory_(
+          geometry.ringBytes + geometry.dataBytes + (geometry.zeroCopy ? geometry.windowBytes : 0),
+          geometry.ringBytes),
       ringSize_(static_cast<uint32_t>(geometry.ringBytes - mailbox::kBytes)),
-      dataOffset_(geometry.ringBytes), blockBytes_(geometry.pagesPerBlock * kPage),
-      blocks_(static_cast<uint32_t>(geometry.dataBytes / blockBytes_)), ids_(kIdLimit) {
+      dataOffset_(geometry.ringBytes),
+      blockBytes_(geometry.pagesPerBlock * kPage),
+      blocks_(static_cast<uint32_t>(geometry.dataBytes / blockBytes_)),
+      ids_(kIdLimit) {
   ids_.set(0);
   memory_.put<uint16_t>(mailbox::kVersion, mailbox::kVersionValue);
   uint16_t capabilities = geometry_.capabilities;
@@ -116,8 +118,7 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
 
   const size_t bidiStart = c.blocks.size() - c.bidiBlocks;
   const uint32_t iovs = c.zeroCopy ? 1 : countIovs(c, 0, bidiStart);
-  const uint32_t bidiIovs =
-      c.zeroCopy ? c.bidirectional : countIovs(c, bidiStart, c.blocks.size());
+  const uint32_t bidiIovs = c.zeroCopy ? c.bidirectional : countIovs(c, bidiStart, c.blocks.size());
   const size_t base =
       std::max(entry::kIov + entry::kIovBytes * (iovs + bidiIovs), entry::kMinBytes);
   const size_t bytes = base + roundUp(c.cdbBytes, entry::kAlign);
@@ -160,16 +161,15 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
   memory_.put<uint32_t>(at + entry::kLengthAndOp, static_cast<uint32_t>(bytes) | entry::kCommand);
   memory_.put<uint16_t>(at + entry::kId, c.id);
   if (window_)
-    memory_.put<uint8_t>(at + entry::kKernelFlags,
-                         c.zeroCopy ? entry::kZeroCopy | entry::kDirectIo
-                                    : entry::kKeepBufferPossible);
+    memory_.put<uint8_t>(at + entry::kKernelFlags, c.zeroCopy ? entry::kZeroCopy | entry::kDirectIo
+                                                              : entry::kKeepBufferPossible);
   memory_.put<uint32_t>(at + entry::kIovCount, iovs);
   memory_.put<uint32_t>(at + entry::kBidiIovCount, bidiIovs);
   memory_.put<uint64_t>(at + entry::kCdbOffset, at + base);
   std::memcpy(memory_.at(at + base), c.cdb.data(), c.cdbBytes);
 
-  c.deadline = attributes_.commandTimeout.count() > 0 ? now + attributes_.commandTimeout
-                                                      : TimePoint::max();
+  c.deadline =
+      attributes_.commandTimeout.count() > 0 ? now + attributes_.commandTimeout : TimePoint::max();
   c.state = Command::State::inFlight;
   inFlight_.pushBack(c);
   publish(static_cast<uint32_t>(bytes));
@@ -180,7 +180,7 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
 
 // --- zero copy ---
 
-/** Whether the command's memory is whole pages of the pool: finds them. */
+// Whether the command's memory is whole pages of the pool: finds them.
 bool Kernel::canExpose(Command& c) {
   c.windowOut = c.windowIn = {};
   c.concealed = true;
@@ -222,11 +222,9 @@ void Kernel::conceal(Command& c) {
   window_->conceal(ranges);
 }
 
-/**
- * Conceals the pages of a completed command, before its initiator hears of it, and with them those of
- * up to 64 completed after it: only their ids are looked at, and whichever proves not to be completed
- * has lost its pages by its handler's own doing.
- */
+// Conceals the pages of a completed command, before its initiator hears of it, and with them those
+// of up to 64 completed after it: only their ids are looked at, and whichever proves not to be
+// completed has lost its pages by its handler's own doing.
 void Kernel::concealFrom(Command& c, uint32_t position) {
   std::vector<Window::Range> ranges;
   addRanges(c, ranges);
@@ -274,7 +272,7 @@ bool Kernel::allocateBlocks(Command& c) {
     allocateRun(c, dataBytes);
     if (c.bidirectional) allocateRun(c, c.dataIn.size());
     return true;
-  } catch (const std::system_error&) { // no memory: wait for some, as the kernel does
+  } catch (const std::system_error&) {  // no memory: wait for some, as the kernel does
     releaseBlocks(c);
     return false;
   }
@@ -371,7 +369,7 @@ uint32_t Kernel::startEntry(size_t bytes) {
   if (toEnd < bytes) {
     const size_t at = mailbox::kBytes + head_;
     memory_.put<uint32_t>(at + entry::kLengthAndOp, toEnd | entry::kPad);
-    memory_.put<uint32_t>(at + entry::kId, 0); // id and both flag bytes
+    memory_.put<uint32_t>(at + entry::kId, 0);  // id and both flag bytes
     stats_.pads++;
     head_ = 0;
     memory_.storeRelease(mailbox::kHead, head_);
@@ -386,7 +384,7 @@ void Kernel::publish(uint32_t bytes) {
 }
 
 bool Kernel::placeTmr(const PendingTmr& tmr) {
-  if (broken_) return true; // dropped
+  if (broken_) return true;  // dropped
   const size_t bytes = roundUp(entry::kTmrIds + 2 * tmr.ids.size(), entry::kAlign);
   if (!hasRingSpace(bytes)) return false;
   const size_t at = mailbox::kBytes + startEntry(bytes);
@@ -408,7 +406,7 @@ void Kernel::doorbell(TimePoint now) {
   if (takeCompletions()) runWaiting(false, now);
 }
 
-/** True when room was freed and no task management entry still waits for it. */
+// True when room was freed and no task management entry still waits for it.
 bool Kernel::takeCompletions() {
   if (broken_) return false;
   bool freed = false;
@@ -449,7 +447,7 @@ bool Kernel::takeCompletions() {
   return freed && runTmrQueue();
 }
 
-/** False: the device is broken. */
+// False: the device is broken.
 bool Kernel::complete(Command& c, size_t at, bool keep) {
   if (c.state == Command::State::kept) {
     breakDevice("second completion of a cmd_id that was completed with KEEP_BUF");
@@ -479,8 +477,10 @@ bool Kernel::complete(Command& c, size_t at, bool keep) {
       }
       if (!c.zeroCopy && (!failed || readLengthValid)) {
         // Of a bidirectional command the kernel copies as much Data-In as there was Data-Out.
-        if (c.bidirectional) gather(c, c.blocks.size() - c.bidiBlocks, asked);
-        else if (c.reads()) gather(c, 0, bytes);
+        if (c.bidirectional)
+          gather(c, c.blocks.size() - c.bidiBlocks, asked);
+        else if (c.reads())
+          gather(c, 0, bytes);
       }
       if (done.status == status::kGood || (failed && readLengthValid)) {
         done.dataBytes = static_cast<uint32_t>(c.bidirectional ? c.dataIn.size()
@@ -491,8 +491,10 @@ bool Kernel::complete(Command& c, size_t at, bool keep) {
       finish(c, done);
     }
   }
-  if (keep) c.state = Command::State::kept;
-  else forget(c);
+  if (keep)
+    c.state = Command::State::kept;
+  else
+    forget(c);
   return true;
 }
 
@@ -592,13 +594,13 @@ bool Kernel::expireNow(const Initiator* initiator, uint64_t tag) {
   return found;
 }
 
-/** Answered for the initiator; id, slot and blocks stay until the handler completes it. */
+// Answered for the initiator; id, slot and blocks stay until the handler completes it.
 void Kernel::expire(Command& c) {
   inFlight_.remove(c);
   if (c.zeroCopy) conceal(c);
   c.state = Command::State::expired;
   stats_.expired++;
-  finishWithSense(c, 2, 0x08, 0); // NOT READY, LOGICAL UNIT COMMUNICATION FAILURE
+  finishWithSense(c, 2, 0x08, 0);  // NOT READY, LOGICAL UNIT COMMUNICATION FAILURE
 }
 
 void Kernel::expireWaiting(Command& c) {
@@ -644,8 +646,10 @@ void Kernel::resetRing(int level, TimePoint now) {
     if (!c) continue;
     if (c->state == Command::State::inFlight) {
       inFlight_.remove(*c);
-      if (level == 1) finish(*c, status::kBusy);
-      else finishWithSense(*c, 2, 0x08, 0);
+      if (level == 1)
+        finish(*c, status::kBusy);
+      else
+        finishWithSense(*c, 2, 0x08, 0);
     }
     forget(*c);
   }
@@ -707,21 +711,21 @@ void Kernel::failAll() {
 
 void Kernel::refuse(Command& c, Placed why) {
   switch (why) {
-  case Placed::busy:
-    finish(c, status::kBusy);
-    break;
-  case Placed::noRoom:
-  case Placed::noId:
-    finish(c, status::kTaskSetFull);
-    break;
-  case Placed::tooBig:
-    finishWithSense(c, 5, 0x24, 0); // INVALID FIELD IN CDB
-    break;
-  case Placed::removed:
-    finishWithSense(c, 5, 0x25, 0); // LOGICAL UNIT NOT SUPPORTED
-    break;
-  default:
-    finishWithSense(c, 2, 0x08, 0);
+    case Placed::busy:
+      finish(c, status::kBusy);
+      break;
+    case Placed::noRoom:
+    case Placed::noId:
+      finish(c, status::kTaskSetFull);
+      break;
+    case Placed::tooBig:
+      finishWithSense(c, 5, 0x24, 0);  // INVALID FIELD IN CDB
+      break;
+    case Placed::removed:
+      finishWithSense(c, 5, 0x25, 0);  // LOGICAL UNIT NOT SUPPORTED
+      break;
+    default:
+      finishWithSense(c, 2, 0x08, 0);
   }
   recycle(c);
 }
@@ -736,7 +740,7 @@ void Kernel::finishWithSense(Command& c, uint8_t key, uint8_t asc, uint8_t ascq)
   Completion done{};
   done.status = status::kCheckCondition;
   done.hasSense = true;
-  done.sense[0] = 0x70; // SPC-5 4.4.3: current, fixed format
+  done.sense[0] = 0x70;  // SPC-5 4.4.3: current, fixed format
   done.sense[2] = key;
   done.sense[7] = 10;
   done.sense[12] = asc;
@@ -763,7 +767,7 @@ Command& Kernel::obtain() {
   return c;
 }
 
-/** Gives up the id and the data blocks. */
+// Gives up the id and the data blocks.
 void Kernel::forget(Command& c) {
   byId_[c.id] = nullptr;
   ids_.clear(c.id);
@@ -784,4 +788,4 @@ void Kernel::recycle(Command& c) {
   idle_.push_back(&c);
 }
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

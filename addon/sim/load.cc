@@ -7,7 +7,10 @@ namespace tcmu::sim {
 
 LoadGenerator::LoadGenerator(Device& device, const LoadOptions& options,
                              std::function<void()> ended)
-    : device_(device), options_(options), ended_(std::move(ended)), slots_(options.depth),
+    : device_(device),
+      options_(options),
+      ended_(std::move(ended)),
+      slots_(options.depth),
       randomState_(options.seed) {
   if (options.blockSize == 0 || options.bytes == 0 || options.bytes % options.blockSize)
     throw std::invalid_argument("a command's size must be a multiple of the block size, above 0");
@@ -56,7 +59,7 @@ void LoadGenerator::judge(Slot& slot, const Completion& completion) {
   if (!options_.verify) return;
   const bool good = completion.status == status::kGood;
   if (!slot.read) {
-    if (!good) versions_[slot.unit] = 0; // the old bytes, the new ones, or some of each
+    if (!good) versions_[slot.unit] = 0;  // the old bytes, the new ones, or some of each
     return;
   }
   const uint32_t version = versions_[slot.unit];
@@ -72,7 +75,7 @@ void LoadGenerator::judge(Slot& slot, const Completion& completion) {
 
 void LoadGenerator::batchEnd() { pump(); }
 
-/** Sends as long as there is something to send; one thread at a time, never nested. */
+// Sends as long as there is something to send; one thread at a time, never nested.
 void LoadGenerator::pump() {
   {
     std::lock_guard guard(lock_);
@@ -108,7 +111,7 @@ void LoadGenerator::pump() {
     if (finish) break;
     device_.submit(batch);
   }
-  finish(); // we may be gone when it returns
+  finish();  // we may be gone when it returns
 }
 
 bool LoadGenerator::next(uint32_t index) {
@@ -133,7 +136,7 @@ bool LoadGenerator::next(uint32_t index) {
   }
   const uint32_t each = options_.bytes / options_.blockSize;
   const uint64_t lba = options_.firstBlock + unit * each;
-  slot.cdb[0] = slot.read ? 0x28 : 0x2a; // READ (10), WRITE (10)
+  slot.cdb[0] = slot.read ? 0x28 : 0x2a;  // READ (10), WRITE (10)
   for (size_t i = 0; i < 4; i++) slot.cdb[2 + i] = static_cast<uint8_t>(lba >> (24 - 8 * i));
   slot.cdb[7] = static_cast<uint8_t>(each >> 8);
   slot.cdb[8] = static_cast<uint8_t>(each);
@@ -141,7 +144,7 @@ bool LoadGenerator::next(uint32_t index) {
   return true;
 }
 
-/** splitmix64 (public domain, Vigna). */
+// splitmix64 (public domain, Vigna).
 uint64_t LoadGenerator::random() {
   uint64_t z = randomState_ += 0x9e3779b97f4a7c15;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -153,4 +156,4 @@ uint64_t LoadGenerator::word(uint64_t unit, uint32_t version, size_t at) {
   return (unit * 0x9e3779b97f4a7c15 ^ version * 0xbf58476d1ce4e5b9) + at * 0x94d049bb133111eb;
 }
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

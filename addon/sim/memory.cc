@@ -1,9 +1,10 @@
 #include "memory.h"
 
-#include <cerrno>
 #include <sys/mman.h>
-#include <system_error>
 #include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
 
 namespace tcmu::sim {
 
@@ -11,7 +12,7 @@ namespace {
 std::system_error failure(const char* call) {
   return std::system_error(errno, std::generic_category(), call);
 }
-} // namespace
+}  // namespace
 
 SharedMemory::SharedMemory(size_t mapped, size_t present) : mapped_(mapped) {
   fd_ = memfd_create("tcmu-sim", MFD_CLOEXEC);
@@ -37,4 +38,4 @@ void SharedMemory::setPresent(size_t bytes) {
   present_ = bytes;
 }
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

@@ -1,8 +1,6 @@
-/**
- * The shared mapping: mailbox, ring, data area, over a memfd. The file is only as long as the part of
- * the data area that was ever allocated, so a handler that touches memory no command gave it gets
- * SIGBUS, as on a page the kernel never allocated. Owns the fd and its own mapping.
- */
+// The shared mapping: mailbox, ring, data area, over a memfd. The file is only as long as the part
+// of the data area that was ever allocated, so a handler that touches memory no command gave it
+// gets SIGBUS, as on a page the kernel never allocated. Owns the fd and its own mapping.
 #pragma once
 
 #include <atomic>
@@ -13,8 +11,8 @@
 namespace tcmu::sim {
 
 class SharedMemory {
-public:
-  /** @throws std::system_error */
+ public:
+  // @throws std::system_error
   SharedMemory(size_t mapped, size_t present);
   ~SharedMemory();
   SharedMemory(const SharedMemory&) = delete;
@@ -22,19 +20,21 @@ public:
 
   int fd() const { return fd_; }
   size_t size() const { return mapped_; }
-  /** Bytes from the start that exist; the rest of the mapping raises SIGBUS. */
+  // Bytes from the start that exist; the rest of the mapping raises SIGBUS.
   size_t present() const { return present_; }
-  /** @throws std::system_error when the memory can't be had */
+  // @throws std::system_error when the memory can't be had
   void setPresent(size_t bytes);
 
   uint8_t* at(size_t offset) const { return base_ + offset; }
 
-  template <class T> T get(size_t offset) const {
+  template <class T>
+  T get(size_t offset) const {
     T value;
     std::memcpy(&value, base_ + offset, sizeof value);
     return value;
   }
-  template <class T> void put(size_t offset, T value) {
+  template <class T>
+  void put(size_t offset, T value) {
     std::memcpy(base_ + offset, &value, sizeof value);
   }
   uint32_t loadAcquire(size_t offset) const {
@@ -46,11 +46,11 @@ public:
         .store(value, std::memory_order_release);
   }
 
-private:
+ private:
   int fd_ = -1;
   uint8_t* base_ = nullptr;
   size_t mapped_;
   size_t present_ = 0;
 };
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

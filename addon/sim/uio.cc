@@ -1,10 +1,11 @@
 #include "uio.h"
 
-#include <cerrno>
 #include <fcntl.h>
 #include <sys/ioctl.h>
-#include <system_error>
 #include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
 #include <utility>
 
 namespace tcmu::sim {
@@ -16,7 +17,7 @@ std::system_error failure(int error, const char* call) {
 }
 
 class OwnedFd {
-public:
+ public:
   OwnedFd() = default;
   ~OwnedFd() {
     if (fd_ >= 0) close(fd_);
@@ -27,7 +28,7 @@ public:
   int get() const { return fd_; }
   int release() { return std::exchange(fd_, -1); }
 
-private:
+ private:
   int fd_ = -1;
 };
 
@@ -48,7 +49,7 @@ void closeAndForget(int& fd) {
   if (fd >= 0) close(std::exchange(fd, -1));
 }
 
-} // namespace
+}  // namespace
 
 Uio::~Uio() { closeEnds(); }
 
@@ -102,4 +103,4 @@ void Uio::closeEnds() {
   closeAndForget(doorbellRead_);
 }
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

@@ -1,11 +1,12 @@
 #include "window.h"
 
-#include <algorithm>
-#include <atomic>
-#include <csignal>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <csignal>
 
 #include "abi.h"
 
@@ -13,11 +14,11 @@ namespace tcmu::sim {
 
 namespace {
 
-/** Windows of this process, for the signal handler. */
+// Windows of this process, for the signal handler.
 struct Guarded {
   std::atomic<bool> taken{false};
   std::atomic<size_t> bytes{0};
-  std::atomic<uintptr_t> start{0}; // 0: not valid
+  std::atomic<uintptr_t> start{0};  // 0: not valid
 };
 constexpr size_t kGuarded = 1024;
 Guarded guarded[kGuarded];
@@ -32,10 +33,8 @@ bool inWindow(uintptr_t address) {
   return false;
 }
 
-/**
- * A touch of window pages without the right to it: the kernel answers it with SIGBUS. Sends that to
- * this thread; it arrives when we return, at the same instruction.
- */
+// A touch of window pages without the right to it: the kernel answers it with SIGBUS. Sends that to
+// this thread; it arrives when we return, at the same instruction.
 void onSegmentationFault(int signal, siginfo_t* info, void* context) {
   if (info->si_code == SEGV_ACCERR && inWindow(reinterpret_cast<uintptr_t>(info->si_addr))) {
     deniedTouches.fetch_add(1);
@@ -51,7 +50,7 @@ void onSegmentationFault(int signal, siginfo_t* info, void* context) {
   } else if (previousAction.sa_handler != SIG_DFL && previousAction.sa_handler != SIG_IGN) {
     previousAction.sa_handler(signal);
   } else {
-    std::signal(SIGSEGV, SIG_DFL); // the access is repeated, and ends the process
+    std::signal(SIGSEGV, SIG_DFL);  // the access is repeated, and ends the process
     if (info->si_code <= 0) raise(SIGSEGV);
   }
 }
@@ -63,12 +62,12 @@ void installHandler() {
     ours.sa_sigaction = onSegmentationFault;
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&ours.sa_mask);
-    sigaddset(&ours.sa_mask, SIGBUS); // until we have returned
+    sigaddset(&ours.sa_mask, SIGBUS);  // until we have returned
     sigaction(SIGSEGV, &ours, &previousAction);
   });
 }
 
-} // namespace
+}  // namespace
 
 uint64_t Window::denied() { return deniedTouches.load(); }
 
@@ -80,13 +79,13 @@ Window::Window(int ringFd, int poolFd, size_t offset, size_t bytes)
 
 Window::~Window() {
   {
-    // Before end(): from then on a mapping may go without our knowing. What stays mapped lies behind
-    // the end of the ring's file from now on, and raises SIGBUS without our handler.
+    // Before end(): from then on a mapping may go without our knowing. What stays mapped lies
+    // behind the end of the ring's file from now on, and raises SIGBUS without our handler.
     std::lock_guard guard(lock_);
     closing_ = true;
     while (!bases_.empty()) {
-      mmap(bases_.back() + offset_, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-           ringFd_, static_cast<off_t>(offset_));
+      mmap(bases_.back() + offset_, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, ringFd_,
+           static_cast<off_t>(offset_));
       forget(bases_.back());
     }
   }
@@ -131,12 +130,12 @@ void Window::conceal(std::span<Range> ranges) {
 }
 
 void Window::mapped(void* start, size_t bytes) {
-  if (bytes < offset_ + bytes_) return; // not all of it: no window there
+  if (bytes < offset_ + bytes_) return;  // not all of it: no window there
   auto* base = static_cast<uint8_t*>(start);
   std::lock_guard guard(lock_);
   if (closing_) return;
-  if (mmap(base + offset_, bytes_, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, poolFd_,
-           0) == MAP_FAILED)
+  if (mmap(base + offset_, bytes_, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, poolFd_, 0) ==
+      MAP_FAILED)
     return;
   for (Guarded& each : guarded) {
     bool taken = false;
@@ -165,4 +164,4 @@ void Window::forget(uint8_t* base) {
   std::erase(bases_, base);
 }
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

@@ -1,4 +1,4 @@
-/** The few lines of test framework that the simulated kernel's C++ tests need. */
+// The few lines of test framework that the simulated kernel's C++ tests need.
 #pragma once
 
 #include <cstdio>
@@ -45,28 +45,28 @@ inline int run() {
   return broken ? 1 : 0;
 }
 
-} // namespace check
+}  // namespace check
 
-#define TEST(name)                                                                                 \
-  static void name();                                                                              \
-  static const check::Registration name##Registration{#name, name};                                \
+#define TEST(name)                                                  \
+  static void name();                                               \
+  static const check::Registration name##Registration{#name, name}; \
   static void name()
 
-#define CHECK(condition)                                                                           \
-  do {                                                                                             \
-    if (!(condition)) {                                                                            \
-      std::printf("  %s:%d: %s\n", __FILE__, __LINE__, #condition);                                \
-      check::failed() = true;                                                                      \
-    }                                                                                              \
+#define CHECK(condition)                                            \
+  do {                                                              \
+    if (!(condition)) {                                             \
+      std::printf("  %s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      check::failed() = true;                                       \
+    }                                                               \
   } while (0)
 
-#define CHECK_EQ(actual, expected)                                                                 \
-  do {                                                                                             \
-    const auto actualValue = static_cast<long long>(actual);                                       \
-    const auto expectedValue = static_cast<long long>(expected);                                   \
-    if (actualValue != expectedValue) {                                                            \
-      std::printf("  %s:%d: %s is %lld, not %lld\n", __FILE__, __LINE__, #actual, actualValue,      \
-                  expectedValue);                                                                  \
-      check::failed() = true;                                                                      \
-    }                                                                                              \
+#define CHECK_EQ(actual, expected)                                                             \
+  do {                                                                                         \
+    const auto actualValue = static_cast<long long>(actual);                                   \
+    const auto expectedValue = static_cast<long long>(expected);                               \
+    if (actualValue != expectedValue) {                                                        \
+      std::printf("  %s:%d: %s is %lld, not %lld\n", __FILE__, __LINE__, #actual, actualValue, \
+                  expectedValue);                                                              \
+      check::failed() = true;                                                                  \
+    }                                                                                          \
   } while (0)

@@ -1,4 +1,6 @@
-/** The device with its thread: doorbells, wake-ups, time-outs and ends, from several threads. */
+// The device with its thread: doorbells, wake-ups, time-outs and ends, from several threads.
+#include "../device.h"
+
 #include <atomic>
 #include <condition_variable>
 #include <csignal>
@@ -8,7 +10,6 @@
 #include <system_error>
 #include <thread>
 
-#include "../device.h"
 #include "check.h"
 #include "handler.h"
 
@@ -17,9 +18,9 @@ using namespace std::chrono_literals;
 
 namespace {
 
-/** Collects completions by tag; a second one for a tag is a failure. */
+// Collects completions by tag; a second one for a tag is a failure.
 class Collector : public Initiator {
-public:
+ public:
   void finished(const Completion& completion) override {
     std::lock_guard guard(lock_);
     if (!list_.emplace(completion.tag, completion).second) doubled_ = true;
@@ -39,7 +40,7 @@ public:
     return list_.size();
   }
 
-private:
+ private:
   std::mutex lock_;
   std::condition_variable changed_;
   std::map<uint64_t, Completion> list_;
@@ -65,7 +66,7 @@ TEST(wakeUpDoorbellAndCompletion) {
   std::vector<uint8_t> in(512);
   submit(device, collector, 1, in);
   submit(device, collector, 2, in);
-  CHECK_EQ(handler.wait(), 1); // two events, one wake-up
+  CHECK_EQ(handler.wait(), 1);  // two events, one wake-up
   CHECK_EQ(handler.wait(0), -1);
   handler.complete(handler.command()->id);
   handler.complete(handler.command()->id);
@@ -81,7 +82,7 @@ TEST(aDoorbellCountsBeforeTheNextCall) {
   for (uint64_t i = 0; i < 200; i++) {
     submit(device, collector, i);
     const auto e = *handler.command();
-    CHECK_EQ(e.id, 1); // free again each time
+    CHECK_EQ(e.id, 1);  // free again each time
     handler.complete(e.id);
     handler.ring();
   }
@@ -119,7 +120,8 @@ TEST(openBusyCloseOpen) {
 
 TEST(timeoutsRunByThemselves) {
   Collector collector;
-  Device device({.ringBytes = 64 << 10, .dataBytes = 4096}, {.commandTimeout = 30ms, .queueFullTimeout = 10ms});
+  Device device({.ringBytes = 64 << 10, .dataBytes = 4096},
+                {.commandTimeout = 30ms, .queueFullTimeout = 10ms});
   std::vector<uint8_t> in(512);
   submit(device, collector, 1, in);
   submit(device, collector, 2, in);
@@ -131,7 +133,7 @@ TEST(timeoutsRunByThemselves) {
 TEST(aShorterTimeoutInterruptsTheSleep) {
   Collector collector;
   Device device({.ringBytes = 64 << 10, .dataBytes = 4096}, {});
-  std::this_thread::sleep_for(20ms); // asleep for half a minute now
+  std::this_thread::sleep_for(20ms);  // asleep for half a minute now
   device.act([](Kernel& kernel, TimePoint) { kernel.setAttributes({.commandTimeout = 10ms}); });
   submit(device, collector, 1);
   CHECK(collector.waitFor(1, 2s));
@@ -144,23 +146,23 @@ TEST(stopEndsEverything) {
     Device device({.ringBytes = 64 << 10, .dataBytes = 4096}, {});
     TestHandler handler(device.open(), device.mapSize());
     device.setFaults({.holdCommand = 1, .maxDelay = 10s});
-    submit(device, collector, 1, in); // held
+    submit(device, collector, 1, in);  // held
     device.setFaults({});
-    submit(device, collector, 2, in); // in flight
-    submit(device, collector, 3, in); // waits for room
+    submit(device, collector, 2, in);  // in flight
+    submit(device, collector, 3, in);  // waits for room
     device.stop();
     CHECK_EQ(collector.size(), 3);
     submit(device, collector, 4, in);
     CHECK_EQ(collector.of(4).sense[12], 0x25);
-    CHECK(handler.wait() > 0); // the wake-up of before
+    CHECK(handler.wait() > 0);  // the wake-up of before
     CHECK_EQ(handler.wait(), 0);
   }
   for (uint64_t tag = 1; tag <= 3; tag++) CHECK_EQ(collector.of(tag).sense[12], 0x08);
 }
 
-/** A handler thread that completes in random order, with a copy of the tag in the data. */
+// A handler thread that completes in random order, with a copy of the tag in the data.
 class RandomHandler {
-public:
+ public:
   explicit RandomHandler(Device& device, uint32_t seed)
       : handler_(device.open(), device.mapSize()), random_(seed), thread_([this] { serve(); }) {}
   ~RandomHandler() {
@@ -168,7 +170,7 @@ public:
     thread_.join();
   }
 
-private:
+ private:
   void serve() {
     std::vector<TestHandler::Entry> held;
     for (;;) {
@@ -199,8 +201,10 @@ private:
 
 TEST(manyThreadsManyCommandsUnderFaults) {
   Collector collector;
-  Device device({.ringBytes = 4096, .dataBytes = 64 << 10, .pagesPerBlock = 2}, {.tmrNotification = true});
-  device.setFaults({.seed = 3, .holdCommand = 0.1, .lateWakeup = 0.1, .spuriousWakeup = 0.2, .maxDelay = 2ms});
+  Device device({.ringBytes = 4096, .dataBytes = 64 << 10, .pagesPerBlock = 2},
+                {.tmrNotification = true});
+  device.setFaults(
+      {.seed = 3, .holdCommand = 0.1, .lateWakeup = 0.1, .spuriousWakeup = 0.2, .maxDelay = 2ms});
   constexpr uint64_t kEach = 1500;
   std::vector<std::vector<uint8_t>> buffers(3 * kEach);
   std::atomic<int> wrong = 0;
@@ -218,9 +222,11 @@ TEST(manyThreadsManyCommandsUnderFaults) {
           device.submit({&request, 1});
           if (random() % 64 == 0) {
             const auto one = [&](const Command& c) { return c.tag == tag; };
-            device.act([&](Kernel& kernel, TimePoint) { kernel.taskManagement(Tmr::abortTask, one); });
+            device.act(
+                [&](Kernel& kernel, TimePoint) { kernel.taskManagement(Tmr::abortTask, one); });
           }
-          if (random() % 256 == 0) device.act([](Kernel& kernel, TimePoint now) { kernel.reclaim(now); });
+          if (random() % 256 == 0)
+            device.act([](Kernel& kernel, TimePoint now) { kernel.reclaim(now); });
           // A real initiator has a queue depth.
           while (collector.size() + 64 < t * kEach + i && inFlight(device) > 64)
             std::this_thread::yield();
@@ -278,9 +284,9 @@ TEST(resetsAndReopensUnderLoad) {
   device.act([](Kernel& kernel, TimePoint) { CHECK(kernel.broken() == nullptr); });
 }
 
-} // namespace
+}  // namespace
 
 int main() {
-  std::signal(SIGPIPE, SIG_IGN); // as in Node: a doorbell of a removed device fails, nothing more
+  std::signal(SIGPIPE, SIG_IGN);  // as in Node: a doorbell of a removed device fails, nothing more
   return check::run();
 }

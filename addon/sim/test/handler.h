@@ -1,15 +1,16 @@
-/** The other side of the ring, as small as can be: for tests of the simulated kernel alone. */
+// The other side of the ring, as small as can be: for tests of the simulated kernel alone.
 #pragma once
+
+#include <poll.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
-#include <poll.h>
 #include <span>
-#include <sys/mman.h>
-#include <unistd.h>
 #include <vector>
 
 #include "../abi.h"
@@ -18,7 +19,7 @@
 namespace tcmu::sim {
 
 class TestHandler {
-public:
+ public:
   struct Iov {
     uint64_t offset;
     uint64_t length;
@@ -26,7 +27,7 @@ public:
   struct Entry {
     uint32_t op;
     uint32_t length;
-    uint32_t at; // in the ring
+    uint32_t at;  // in the ring
     uint16_t id;
     std::vector<Iov> iovs;
     std::vector<Iov> bidi;
@@ -41,7 +42,7 @@ public:
         mmap(nullptr, mapSize, PROT_READ | PROT_WRITE, MAP_SHARED, handle.memory, 0));
     position_ = word(mailbox::kTail);
   }
-  /** Over memory that is mapped already; doorbells are the caller's business. */
+  // Over memory that is mapped already; doorbells are the caller's business.
   explicit TestHandler(uint8_t* base) : base_(base) { position_ = word(mailbox::kTail); }
   ~TestHandler() { close(); }
   TestHandler(const TestHandler&) = delete;
@@ -54,7 +55,7 @@ public:
     size_ = 0;
   }
 
-  /** The next entry, or nothing. */
+  // The next entry, or nothing.
   std::optional<Entry> fetch() {
     if (position_ == word(mailbox::kHead)) return {};
     const size_t at = mailbox::kBytes + position_;
@@ -82,7 +83,7 @@ public:
     return e;
   }
 
-  /** The next command; PADs and TMRs on the way are passed over. */
+  // The next command; PADs and TMRs on the way are passed over.
   std::optional<Entry> command() {
     for (;;) {
       std::optional<Entry> e = fetch();
@@ -97,7 +98,7 @@ public:
     const char* sense = nullptr;
   };
 
-  /** Writes the response for `id` into the entry at our tail and moves the tail past it. */
+  // Writes the response for `id` into the entry at our tail and moves the tail past it.
   void complete(uint16_t id) { complete(id, Response{}); }
   void complete(uint16_t id, Response response) {
     passOver();
@@ -110,7 +111,7 @@ public:
     advance();
   }
 
-  /** Moves the tail over PADs and TMRs. */
+  // Moves the tail over PADs and TMRs.
   void passOver() {
     while (word(mailbox::kTail) != position_ &&
            (word(mailbox::kBytes + word(mailbox::kTail)) & entry::kOpMask) != entry::kCommand)
@@ -122,7 +123,7 @@ public:
     if (write(handle_.doorbell, &one, sizeof one) != sizeof one) std::abort();
   }
 
-  /** Waits for a wake-up and takes it. Returns the event count, 0 at end of file, -1 for none. */
+  // Waits for a wake-up and takes it. Returns the event count, 0 at end of file, -1 for none.
   int64_t wait(int milliseconds = 2000) {
     pollfd fd{handle_.event, POLLIN, 0};
     if (poll(&fd, 1, milliseconds) <= 0) return -1;
@@ -132,8 +133,12 @@ public:
   }
 
   std::span<uint8_t> data(const Iov& iov) { return {base_ + iov.offset, iov.length}; }
-  template <class T> void store(size_t at, T value) { std::memcpy(base_ + at, &value, sizeof value); }
-  template <class T> T load(size_t at) const {
+  template <class T>
+  void store(size_t at, T value) {
+    std::memcpy(base_ + at, &value, sizeof value);
+  }
+  template <class T>
+  T load(size_t at) const {
     T value;
     std::memcpy(&value, base_ + at, sizeof value);
     return value;
@@ -143,7 +148,7 @@ public:
         .load(std::memory_order_acquire);
   }
 
-private:
+ private:
   void advance() {
     const uint32_t tail = word(mailbox::kTail);
     const uint32_t length = word(mailbox::kBytes + tail) & ~entry::kOpMask;
@@ -157,4 +162,4 @@ private:
   uint32_t position_;
 };
 
-} // namespace tcmu::sim
+}  // namespace tcmu::sim

@@ -1,8 +1,9 @@
-/** The state machine alone: no threads, a clock of our own. */
+// The state machine alone: no threads, a clock of our own.
+#include "../kernel.h"
+
 #include <numeric>
 #include <type_traits>
 
-#include "../kernel.h"
 #include "check.h"
 #include "handler.h"
 
@@ -11,9 +12,10 @@ using namespace std::chrono_literals;
 
 namespace {
 
-/** A kernel, a handler on the same memory, and what the initiator got. */
+// A kernel, a handler on the same memory, and what the initiator got.
 struct Bench : Initiator {
-  explicit Bench(Geometry g = {.ringBytes = 64 << 10, .dataBytes = 1 << 20}) : kernel(g), handler(kernel.memory().at(0)) {}
+  explicit Bench(Geometry g = {.ringBytes = 64 << 10, .dataBytes = 1 << 20})
+      : kernel(g), handler(kernel.memory().at(0)) {}
 
   void finished(const Completion&) override {}
   void batchEnd() override {}
@@ -24,14 +26,15 @@ struct Bench : Initiator {
   }
   void read(uint64_t tag, std::span<uint8_t> in) { submit(tag, {0x28}, {}, in); }
   void write(uint64_t tag, std::span<const uint8_t> out) { submit(tag, {0x2a}, out); }
-  template <class T> void set(T Attributes::* attribute, std::type_identity_t<T> value) {
+  template <class T>
+  void set(T Attributes::*attribute, std::type_identity_t<T> value) {
     Attributes changed = kernel.attributes();
     changed.*attribute = value;
     CHECK(kernel.setAttributes(changed));
   }
   void doorbell() { kernel.doorbell(now); }
 
-  /** What finished since the last call. */
+  // What finished since the last call.
   std::vector<Completion> take() {
     std::vector<std::pair<Initiator*, Completion>> list;
     kernel.takeFinished(list);
@@ -77,7 +80,7 @@ TEST(entryOfACommandWithoutData) {
   CHECK_EQ(e->iovs.size(), 0u);
   CHECK_EQ(e->cdbOffset, 128 + 112);
   const uint8_t expected[16] = {0, 1, 2, 3, 4, 5};
-  CHECK(std::memcmp(e->cdb, expected, 8) == 0); // cut to what group 0 says
+  CHECK(std::memcmp(e->cdb, expected, 8) == 0);  // cut to what group 0 says
   CHECK(b.kernel.takeEvent());
   CHECK(!b.kernel.takeEvent());
 }
@@ -86,7 +89,8 @@ TEST(cdbLengthsFollowTheGroup) {
   const struct {
     uint8_t opcode;
     uint32_t bytes;
-  } cases[] = {{0x12, 8}, {0x28, 16}, {0x5a, 16}, {0x60, 16}, {0x88, 16}, {0xa8, 16}, {0xc0, 16}, {0xe0, 16}};
+  } cases[] = {{0x12, 8},  {0x28, 16}, {0x5a, 16}, {0x60, 16},
+               {0x88, 16}, {0xa8, 16}, {0xc0, 16}, {0xe0, 16}};
   for (const auto& c : cases) {
     Bench b;
     b.submit(1, {c.opcode});
@@ -98,7 +102,7 @@ TEST(cdbLengthsFollowTheGroup) {
   variable[7] = 24;
   b.submit(1, variable);
   CHECK_EQ(b.handler.fetch()->length, 112 + 32);
-  variable[7] = 253; // longer than any CDB may be
+  variable[7] = 253;  // longer than any CDB may be
   b.submit(2, variable);
   const auto done = b.take();
   CHECK(done.size() == 1 && hasSense(done[0], 5, 0x24));
@@ -114,20 +118,20 @@ TEST(iovecsMergeNeighbours) {
   CHECK_EQ(e.iovs[0].length, in.size());
 
   std::vector<uint8_t> small(1), two(2 * 4096 + 1);
-  b.read(2, small); // block 4
-  b.read(3, small); // block 5
+  b.read(2, small);  // block 4
+  b.read(3, small);  // block 5
   const auto second = *b.handler.fetch();
   b.handler.fetch();
-  b.handler.complete(second.id); // frees block 4, in the first one's slot
+  b.handler.complete(second.id);  // frees block 4, in the first one's slot
   b.doorbell();
-  b.read(4, two); // blocks 4, 6, 7
+  b.read(4, two);  // blocks 4, 6, 7
   e = *b.handler.fetch();
   CHECK_EQ(e.iovs.size(), 2u);
   CHECK_EQ(e.iovs[0].offset, (64 << 10) + 4 * 4096);
   CHECK_EQ(e.iovs[0].length, 4096);
   CHECK_EQ(e.iovs[1].offset, (64 << 10) + 6 * 4096);
   CHECK_EQ(e.iovs[1].length, 4097);
-  CHECK_EQ(e.id, 2); // the lowest free one
+  CHECK_EQ(e.id, 2);  // the lowest free one
 }
 
 TEST(manyIovecsMakeALongEntry) {
@@ -187,12 +191,12 @@ TEST(bidirectionalPutsDataOutFirst) {
   b.submit(1, {0x53}, out, in, true);
   const auto e = *b.handler.fetch();
   CHECK_EQ(e.iovs.size(), 1u);
-  CHECK_EQ(e.bidi.size(), 1u); // never merged with Data-Out, though it follows
+  CHECK_EQ(e.bidi.size(), 1u);  // never merged with Data-Out, though it follows
   CHECK_EQ(e.bidi[0].offset, e.iovs[0].offset + 8192);
   CHECK_EQ(e.bidi[0].length, 3000);
   const auto answer = pattern(3000, 9);
   std::memcpy(b.handler.data(e.bidi[0]).data(), answer.data(), 3000);
-  b.handler.complete(e.id, {.flags = entry::kReadLengthValid, .readLength = 5}); // not for bidi
+  b.handler.complete(e.id, {.flags = entry::kReadLengthValid, .readLength = 5});  // not for bidi
   b.doorbell();
   const auto done = b.take();
   CHECK_EQ(done[0].residual, 0);
@@ -213,7 +217,7 @@ TEST(readLengthCutsAndReportsTheResidual) {
   CHECK_EQ(in[4999], 0x55);
   CHECK_EQ(in[5000], 0xee);
 
-  for (const uint32_t length : {0u, 9000u}) { // zero is no READ_LEN; more than asked is all
+  for (const uint32_t length : {0u, 9000u}) {  // zero is no READ_LEN; more than asked is all
     b.read(2, in);
     e = *b.handler.fetch();
     b.handler.complete(e.id, {.flags = entry::kReadLengthValid, .readLength = length});
@@ -240,12 +244,13 @@ TEST(senseIsDeliveredAndWithReadLengthTheDataToo) {
 
   b.read(2, in);
   e = *b.handler.fetch();
-  b.handler.complete(e.id, {.status = 2, .flags = entry::kReadLengthValid, .readLength = 512, .sense = sense});
+  b.handler.complete(
+      e.id, {.status = 2, .flags = entry::kReadLengthValid, .readLength = 512, .sense = sense});
   b.doorbell();
   done = b.take();
   CHECK(hasSense(done[0], 3, 0x11));
   CHECK_EQ(done[0].dataBytes, 512);
-  CHECK_EQ(in[511], 0x55); // the page's old bytes: nobody wrote it this time
+  CHECK_EQ(in[511], 0x55);  // the page's old bytes: nobody wrote it this time
   CHECK_EQ(in[512], 0xee);
 }
 
@@ -278,7 +283,7 @@ TEST(freedPagesKeepTheirBytes) {
   b.doorbell();
   std::vector<uint8_t> in(4096);
   b.read(2, in);
-  b.handler.complete(b.handler.fetch()->id); // writes nothing
+  b.handler.complete(b.handler.fetch()->id);  // writes nothing
   b.doorbell();
   CHECK(in == secret);
 }
@@ -297,10 +302,10 @@ TEST(poisonReplacesThem) {
 }
 
 TEST(padsFillTheEndOfTheRing) {
-  Bench b({.ringBytes = 4096, .dataBytes = 1 << 20}); // 3968 bytes of ring
+  Bench b({.ringBytes = 4096, .dataBytes = 1 << 20});  // 3968 bytes of ring
   uint32_t pads = 0;
   for (uint64_t i = 0; i < 400; i++) {
-    b.submit(i, {i % 3 ? uint8_t{0x88} : uint8_t{0x00}}); // 128 bytes, or 120
+    b.submit(i, {i % 3 ? uint8_t{0x88} : uint8_t{0x00}});  // 128 bytes, or 120
     auto e = *b.handler.fetch();
     if (e.op == entry::kPad) {
       pads++;
@@ -320,7 +325,7 @@ TEST(padsFillTheEndOfTheRing) {
 TEST(aFullRingMakesCommandsWaitInOrder) {
   Bench b({.ringBytes = 4096, .dataBytes = 1 << 20});
   for (uint64_t i = 0; i < 50; i++) b.submit(i, {0x88});
-  CHECK_EQ(b.kernel.inFlight(), 30u); // one byte stays unused
+  CHECK_EQ(b.kernel.inFlight(), 30u);  // one byte stays unused
   CHECK_EQ(b.kernel.waiting(), 20u);
   std::vector<uint64_t> order;
   for (uint64_t i = 0; i < 50; i++) {
@@ -340,7 +345,7 @@ TEST(aFullDataAreaMakesCommandsWait) {
   b.write(1, first);
   b.write(2, second);
   CHECK_EQ(b.kernel.waiting(), 1u);
-  b.submit(3, {0}); // needs no data, still waits behind the other
+  b.submit(3, {0});  // needs no data, still waits behind the other
   CHECK_EQ(b.kernel.waiting(), 2u);
   b.handler.complete(b.handler.fetch()->id);
   b.doorbell();
@@ -393,7 +398,7 @@ TEST(queueFullTimeouts) {
   done = b.take();
   CHECK(done.size() == 1 && done[0].tag == 3 && done[0].status == 0x28);
 
-  b.set(&Attributes::queueFullTimeout, -1ms); // the command time-out then
+  b.set(&Attributes::queueFullTimeout, -1ms);  // the command time-out then
   b.set(&Attributes::commandTimeout, 2s);
   b.read(4, in);
   b.now += 2s;
@@ -419,7 +424,7 @@ TEST(anExpiredCommandKeepsSlotAndPages) {
   std::memset(b.handler.data(e.iovs[0]).data(), 0x55, 4096);
   b.handler.complete(e.id);
   b.doorbell();
-  CHECK(b.take().empty()); // answered once already
+  CHECK(b.take().empty());  // answered once already
   CHECK_EQ(in[0], 0xee);
   CHECK_EQ(b.kernel.blocksInUse(), 1u);
   CHECK_EQ(b.kernel.idsInUse(), 1u);
@@ -469,7 +474,7 @@ TEST(keptBuffers) {
   std::vector<uint8_t> in(4096);
   b.read(1, in);
   const auto e = *b.handler.fetch();
-  CHECK(!b.kernel.freeKeptBuffer(e.id, b.now)); // still in flight
+  CHECK(!b.kernel.freeKeptBuffer(e.id, b.now));  // still in flight
   b.handler.complete(e.id, {.flags = entry::kKeepBuffer});
   b.doorbell();
   CHECK_EQ(b.take().size(), 1u);
@@ -489,7 +494,7 @@ TEST(keptBuffers) {
   b.handler.complete(b.handler.fetch()->id, {.flags = entry::kKeepBuffer});
   b.read(4, in);
   b.handler.fetch();
-  b.handler.complete(1); // the kept one a second time
+  b.handler.complete(1);  // the kept one a second time
   b.doorbell();
   CHECK(b.kernel.broken() != nullptr);
 }
@@ -515,7 +520,7 @@ TEST(blockedMeansBusy) {
   b.read(2, in);
   b.read(3, in);
   b.handler.complete(b.handler.fetch()->id);
-  b.kernel.block(b.now); // takes what is completed, without a doorbell
+  b.kernel.block(b.now);  // takes what is completed, without a doorbell
   auto done = b.take();
   CHECK_EQ(done.size(), 3u);
   CHECK(done[0].tag == 1 && done[0].status == 0);
@@ -532,13 +537,13 @@ TEST(taskManagement) {
   Bench b({.ringBytes = 4096, .dataBytes = 1 << 20});
   b.set(&Attributes::tmrNotification, true);
   for (uint64_t i = 0; i < 30; i++) b.submit(i, {0x88});
-  for (uint64_t i = 30; i < 33; i++) b.submit(i, {0x00}); // one of them fills the ring
+  for (uint64_t i = 30; i < 33; i++) b.submit(i, {0x00});  // one of them fills the ring
   CHECK_EQ(b.kernel.waiting(), 2u);
   const auto all = [](const Command&) { return true; };
   CHECK_EQ(b.kernel.taskManagement(Tmr::lunReset, all), 33u);
-  auto done = b.take(); // those that waited are aborted at once
+  auto done = b.take();  // those that waited are aborted at once
   CHECK(done.size() == 2 && done[0].status == 0x40 && done[0].tag == 31);
-  CHECK_EQ(b.kernel.stats().tmrs, 0); // no room for the entry yet
+  CHECK_EQ(b.kernel.stats().tmrs, 0);  // no room for the entry yet
 
   for (int i = 0; i < 2; i++) b.handler.complete(b.handler.fetch()->id);
   b.doorbell();
@@ -571,7 +576,8 @@ TEST(abortOfOneCommand) {
   b.read(2, in);
   const uint16_t first = b.handler.fetch()->id;
   const uint16_t second = b.handler.fetch()->id;
-  CHECK_EQ(b.kernel.taskManagement(Tmr::abortTask, [](const Command& c) { return c.tag == 2; }), 1u);
+  CHECK_EQ(b.kernel.taskManagement(Tmr::abortTask, [](const Command& c) { return c.tag == 2; }),
+           1u);
   CHECK(b.take().empty());
   const auto tmr = *b.handler.fetch();
   CHECK(tmr.tmrType == 1 && tmr.tmrIds == std::vector<uint16_t>{second});
@@ -597,7 +603,7 @@ TEST(holdAndExpireOnDemand) {
   CHECK(!b.kernel.expireNow(&b, 1));
   auto done = b.take();
   CHECK(done.size() == 1 && done[0].tag == 1);
-  b.handler.complete(b.handler.fetch()->id); // 2 went first
+  b.handler.complete(b.handler.fetch()->id);  // 2 went first
   b.doorbell();
   done = b.take();
   CHECK(done.size() == 1 && done[0].tag == 2);
@@ -618,7 +624,7 @@ TEST(corruptRingsBreakTheDeviceAndNothingElse) {
   corrupt([](TestHandler& h) { h.store<uint32_t>(mailbox::kTail, 0xffffffff); });
   corrupt([](TestHandler& h) { h.store<uint32_t>(mailbox::kTail, 12); });
   corrupt([](TestHandler& h) {
-    h.store<uint32_t>(mailbox::kBytes, 0); // a PAD of no length
+    h.store<uint32_t>(mailbox::kBytes, 0);  // a PAD of no length
     h.store<uint32_t>(mailbox::kTail, 120);
   });
   corrupt([](TestHandler& h) {
@@ -629,7 +635,7 @@ TEST(corruptRingsBreakTheDeviceAndNothingElse) {
     h.store<uint32_t>(mailbox::kBytes, 16 | entry::kCommand);
     h.store<uint32_t>(mailbox::kTail, 120);
   });
-  corrupt([](TestHandler& h) { h.store<uint32_t>(mailbox::kTail, 60000); }); // beyond the head
+  corrupt([](TestHandler& h) { h.store<uint32_t>(mailbox::kTail, 60000); });  // beyond the head
 }
 
 TEST(damageToTheHeadIsOverwritten) {
@@ -658,10 +664,10 @@ TEST(idleDataPagesCanBeTakenAway) {
   b.read(2, small);
   const uint16_t first = b.handler.fetch()->id;
   const uint16_t second = b.handler.fetch()->id;
-  CHECK_EQ(b.kernel.reclaim(b.now), 0u); // the highest block is in use
+  CHECK_EQ(b.kernel.reclaim(b.now), 0u);  // the highest block is in use
   b.handler.complete(second);
   b.handler.complete(first);
-  CHECK_EQ(b.kernel.reclaim(b.now), 17u * 4096); // takes the completions first
+  CHECK_EQ(b.kernel.reclaim(b.now), 17u * 4096);  // takes the completions first
   CHECK_EQ(b.kernel.memory().present(), b.kernel.dataOffset());
   b.read(3, small);
   const auto e = *b.handler.fetch();
@@ -689,6 +695,6 @@ TEST(badGeometryIsRefused) {
   }
 }
 
-} // namespace
+}  // namespace
 
 int main() { return check::run(); }

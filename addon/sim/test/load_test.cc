@@ -1,8 +1,9 @@
-/** The load generator and its histogram. */
+// The load generator and its histogram.
+#include "../load.h"
+
 #include <csignal>
 #include <future>
 
-#include "../load.h"
 #include "check.h"
 #include "ram_handler.h"
 
@@ -47,7 +48,12 @@ TEST(writesAndReadsAreVerified) {
     for (const uint32_t bytes : {512u, 4096u, 128u << 10}) {
       Device device({.ringBytes = 64 << 10, .dataBytes = 1 << 20}, {});
       RamHandler handler(device, 4 << 20);
-      Run run(device, {.depth = depth, .bytes = bytes, .blocks = 8192, .readShare = 0.5, .verify = true, .count = 1500});
+      Run run(device, {.depth = depth,
+                       .bytes = bytes,
+                       .blocks = 8192,
+                       .readShare = 0.5,
+                       .verify = true,
+                       .count = 1500});
       const LoadReport& report = run.wait();
       CHECK_EQ(report.commands, 1500);
       CHECK_EQ(report.latency.count(), 1500);
@@ -68,7 +74,7 @@ TEST(wrongBytesAreFound) {
   });
   Run run(device, {.depth = 4, .blocks = 256, .readShare = 0.5, .verify = true, .count = 2000});
   const LoadReport& report = run.wait();
-  CHECK(report.corrupt > 30 && report.corrupt <= 200); // of units that were written before
+  CHECK(report.corrupt > 30 && report.corrupt <= 200);  // of units that were written before
 }
 
 TEST(failuresAreCounted) {
@@ -98,7 +104,8 @@ TEST(sequentialByTime) {
     const uint32_t lba = uint32_t{e.cdb[4]} << 8 | e.cdb[5];
     if (lba != 8 * (order++ % 64)) disorder++;
   });
-  Run run(device, {.depth = 4, .blocks = 512, .sequential = true, .count = UINT64_MAX, .duration = 50ms});
+  Run run(device,
+          {.depth = 4, .blocks = 512, .sequential = true, .count = UINT64_MAX, .duration = 50ms});
   const LoadReport& report = run.wait();
   CHECK(report.seconds > 0.045 && report.seconds < 2);
   CHECK(report.commands > 64);
@@ -114,8 +121,9 @@ TEST(stopAndDeviceStop) {
     run.load.stop();
     CHECK(run.wait().failed == 0);
   }
-  auto device = std::make_unique<Device>(Geometry{.ringBytes = 64 << 10, .dataBytes = 1 << 20}, Attributes{});
-  Run run(*device, {.depth = 4, .blocks = 512, .count = UINT64_MAX}); // nobody serves
+  auto device =
+      std::make_unique<Device>(Geometry{.ringBytes = 64 << 10, .dataBytes = 1 << 20}, Attributes{});
+  Run run(*device, {.depth = 4, .blocks = 512, .count = UINT64_MAX});  // nobody serves
   run.load.stop();
   device->stop();
   CHECK_EQ(run.wait().failed, 4);
@@ -123,9 +131,9 @@ TEST(stopAndDeviceStop) {
 
 TEST(impossibleLoadsAreRefused) {
   Device device({.ringBytes = 64 << 10, .dataBytes = 1 << 20}, {});
-  for (const LoadOptions& o :
-       {LoadOptions{.depth = 0}, LoadOptions{.depth = 300, .blocks = 2048}, LoadOptions{.bytes = 1000},
-        LoadOptions{.bytes = 0}, LoadOptions{.bytes = 64 << 20, .blocks = 1 << 20}}) {
+  for (const LoadOptions& o : {LoadOptions{.depth = 0}, LoadOptions{.depth = 300, .blocks = 2048},
+                               LoadOptions{.bytes = 1000}, LoadOptions{.bytes = 0},
+                               LoadOptions{.bytes = 64 << 20, .blocks = 1 << 20}}) {
     bool refused = false;
     try {
       LoadGenerator load(device, o, [] {});
@@ -136,7 +144,7 @@ TEST(impossibleLoadsAreRefused) {
   }
 }
 
-} // namespace
+}  // namespace
 
 int main() {
   std::signal(SIGPIPE, SIG_IGN);

@@ -1,8 +1,9 @@
-/** Zero copy: initiators' pages in the handler's mapping for the time of a command. */
-#include <csetjmp>
-#include <csignal>
+// Zero copy: initiators' pages in the handler's mapping for the time of a command.
 #include <fcntl.h>
 #include <sys/wait.h>
+
+#include <csetjmp>
+#include <csignal>
 
 #include "../kernel.h"
 #include "check.h"
@@ -16,16 +17,20 @@ namespace {
 thread_local sigjmp_buf jump;
 void onBusError(int) { siglongjmp(jump, 1); }
 
-template <class F> bool raisesBusError(F touch) {
+template <class F>
+bool raisesBusError(F touch) {
   if (sigsetjmp(jump, 1)) return true;
   touch();
   return false;
 }
 
-/** A kernel with zero copy and a handler that has the memory mapped apart from it. */
+// A kernel with zero copy and a handler that has the memory mapped apart from it.
 struct Bench : Initiator {
   explicit Bench(size_t windowBytes = 64 << 10)
-      : kernel({.ringBytes = 64 << 10, .dataBytes = 1 << 20, .zeroCopy = true, .windowBytes = windowBytes}) {
+      : kernel({.ringBytes = 64 << 10,
+                .dataBytes = 1 << 20,
+                .zeroCopy = true,
+                .windowBytes = windowBytes}) {
     map();
   }
   ~Bench() { unmap(); }
@@ -62,7 +67,8 @@ struct Bench : Initiator {
   uint8_t kernelFlags(const TestHandler::Entry& e) {
     return handler->load<uint8_t>(mailbox::kBytes + e.at + entry::kKernelFlags);
   }
-  std::vector<Completion> complete(const TestHandler::Entry& e, TestHandler::Response response = {}) {
+  std::vector<Completion> complete(const TestHandler::Entry& e,
+                                   TestHandler::Response response = {}) {
     handler->complete(e.id, response);
     kernel.doorbell(now);
     return take();
@@ -108,9 +114,9 @@ TEST(aReadIsTheInitiatorsMemory) {
   CHECK_EQ(e.iovs[0].length, 8192);
   CHECK_EQ(b.kernel.blocksInUse(), 0);
   const auto data = b.handler->data(e.iovs[0]);
-  CHECK_EQ(data[0], 0); // scrubbed
+  CHECK_EQ(data[0], 0);  // scrubbed
   data[5] = 42;
-  CHECK_EQ(in[5], 42); // before it is completed
+  CHECK_EQ(in[5], 42);  // before it is completed
   const auto done = b.complete(e);
   CHECK_EQ(done[0].dataBytes, 8192);
   CHECK(raisesBusError([&] { data[5] = 1; }));
@@ -211,7 +217,7 @@ TEST(bidirectional) {
   b.kernel.submit({1, &b, cdb, out, in, true}, b.now);
   const auto e = *b.handler->fetch();
   CHECK_EQ(e.iovs[0].offset, b.window());
-  CHECK_EQ(e.bidi[0].offset, b.window() + 4096); // the next buffer of the pool
+  CHECK_EQ(e.bidi[0].offset, b.window() + 4096);  // the next buffer of the pool
   CHECK_EQ(e.bidi[0].length, 8192);
   CHECK_EQ(b.handler->data(e.iovs[0])[0], 3);
   CHECK(raisesBusError([&] { b.handler->data(e.iovs[0])[0] = 1; }));
@@ -219,7 +225,7 @@ TEST(bidirectional) {
   CHECK_EQ(b.complete(e)[0].dataBytes, 8192);
   CHECK_EQ(in[8191], 9);
 
-  b.kernel.submit({2, &b, cdb, out, in.first(100), true}, b.now); // both must qualify
+  b.kernel.submit({2, &b, cdb, out, in.first(100), true}, b.now);  // both must qualify
   CHECK_EQ(b.kernelFlags(*b.handler->fetch()), entry::kKeepBufferPossible);
 }
 
@@ -241,7 +247,7 @@ TEST(neighboursAreConcealedTogether) {
   Bench b;
   std::vector<TestHandler::Entry> entries;
   for (uint64_t i = 0; i < 8; i++) {
-    b.read(i, b.buffer(8192)); // side by side in the pool
+    b.read(i, b.buffer(8192));  // side by side in the pool
     entries.push_back(*b.handler->fetch());
   }
   for (const size_t i : {3, 1, 0, 2}) b.handler->complete(entries[i].id);
@@ -280,9 +286,9 @@ TEST(aLaterMappingSeesThePages) {
   b.read(1, in);
   const auto e = *b.handler->fetch();
   b.unmap();
-  b.read(2, b.buffer(4096)); // nobody is there to show it to
+  b.read(2, b.buffer(4096));  // nobody is there to show it to
   b.map();
-  b.handler->fetch(); // the first again
+  b.handler->fetch();  // the first again
   CHECK_EQ(b.kernelFlags(*b.handler->fetch()), entry::kKeepBufferPossible);
   b.handler->data(e.iovs[0])[7] = 5;
   CHECK_EQ(in[7], 5);
@@ -294,14 +300,14 @@ TEST(anotherSegmentationFaultStaysOne) {
   Bench b;
   const pid_t child = fork();
   if (child == 0) {
-    dup2(open("/dev/null", O_WRONLY), 2); // what a sanitizer has to say of it
+    dup2(open("/dev/null", O_WRONLY), 2);  // what a sanitizer has to say of it
     void* page = mmap(nullptr, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     *static_cast<volatile char*>(page) = 1;
     _exit(0);
   }
   int status = 0;
   waitpid(child, &status, 0);
-  CHECK(status != 0); // not taken for a store into the window
+  CHECK(status != 0);  // not taken for a store into the window
 }
 
 TEST(thePoolReusesItsRanges) {
@@ -323,7 +329,7 @@ TEST(thePoolReusesItsRanges) {
   CHECK(!pool.offsetOf(std::vector<uint8_t>(4096)));
 }
 
-} // namespace
+}  // namespace
 
 int main() {
   std::signal(SIGBUS, onBusError);

@@ -1,8 +1,9 @@
 // What travels through the simulated kernel: a request from an initiator, the command it becomes,
 // and the completion that goes back.
 //
-// Memory: the buffers of a request belong to the initiator. Data-In must stay valid and unread
-// until the completion is delivered; Data-Out is needed only during submit().
+// Memory: the buffers of a request belong to the initiator. Data-In must stay valid and unread until
+// the completion is delivered; Data-Out is needed only during submit(), but until the completion when
+// it is the device's pool's.
 #pragma once
 
 #include <array>

@@ -85,20 +85,25 @@ void Kernel::submit(const Request& request, TimePoint now, TimePoint holdUntil) 
   std::copy_n(request.cdb.begin(), std::min(bytes, request.cdb.size()), c.cdb.begin());
 
   if (holdUntil > now) {
-    c.ownDataOut.assign(c.dataOut.begin(), c.dataOut.end());
-    c.dataOut = c.ownDataOut;
+    keepDataOut(c);
     c.state = Command::State::staged;
     c.deadline = holdUntil;
     held_.pushBack(c);
     return;
   }
   const Placed placed = place(c, now);
-  if (placed == Placed::waiting) {
-    c.ownDataOut.assign(c.dataOut.begin(), c.dataOut.end());
-    c.dataOut = c.ownDataOut;
-  } else if (placed != Placed::onRing) {
+  if (placed == Placed::waiting)
+    keepDataOut(c);
+  else if (placed != Placed::onRing)
     refuse(c, placed);
-  }
+}
+
+// For a command that has to wait: its Data-Out is promised only during submit(), unless it is the
+// pool's.
+void Kernel::keepDataOut(Command& c) {
+  if (pool_ && pool_->offsetOf(c.dataOut)) return;
+  c.ownDataOut.assign(c.dataOut.begin(), c.dataOut.end());
+  c.dataOut = c.ownDataOut;
 }
 
 Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
@@ -197,16 +202,16 @@ bool Kernel::canExpose(Command& c) {
 }
 
 bool Kernel::expose(Command& c) {
-  if (attributes_.scrub && !c.dataIn.empty()) {
-    std::memset(c.dataIn.data(), 0, c.dataIn.size());
-    stats_.scrubbed += c.dataIn.size();
-  }
   if (c.windowOut.bytes > 0 && !window_->expose(c.windowOut, false)) return false;
   if (c.windowIn.bytes > 0 && !window_->expose(c.windowIn, true)) {
     if (c.windowOut.bytes > 0) window_->conceal({&c.windowOut, 1});
     return false;
   }
   c.concealed = false;
+  if (attributes_.scrub && !c.dataIn.empty()) {
+    std::memset(c.dataIn.data(), 0, c.dataIn.size());
+    stats_.scrubbed += c.dataIn.size();
+  }
   return true;
 }
 

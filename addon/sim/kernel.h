@@ -141,6 +141,7 @@ class Kernel {
   };
 
   Placed place(Command& c, TimePoint now, bool mayExpose = true);
+  void keepDataOut(Command& c);
   Placed waitForRoom(Command& c, TimePoint now);
   Milliseconds waitLimit() const;
   bool canExpose(Command& c);

@@ -198,6 +198,19 @@ TEST(pagesShownAlreadyMeanCopying) {
   CHECK_EQ(b.kernelFlags(*b.handler->fetch()) & entry::kZeroCopy, 1);
 }
 
+TEST(aCommandThatWaitedIsStillNotCopied) {
+  Bench b;
+  static constexpr uint8_t cdb[10] = {0x2a};
+  const auto out = b.buffer(4096, 1);
+  b.kernel.submit({1, &b, cdb, out, {}}, b.now, b.now + 5ms);
+  out[0] = 2;
+  b.now += 5ms;
+  b.kernel.tick(b.now);
+  const auto e = *b.handler->fetch();
+  CHECK_EQ(b.kernelFlags(e) & entry::kZeroCopy, 1);
+  CHECK_EQ(b.handler->data(e.iovs[0])[0], 2);  // live memory, as on a real kernel
+}
+
 TEST(memoryIsGivenRoundRobin) {
   BufferPool pool(16 * 4096);
   std::vector<size_t> offsets;

@@ -15,8 +15,15 @@ export {
   openBackstore,
 } from './backstore.js';
 export { type Discovery, discover, type FoundBackstore } from './discover.js';
+export type { Advice, TargetProblem } from './explain.js';
 export { type Exports, exportsOf } from './exports.js';
-export { type KernelCalls, localHost, TargetHost, type TargetHostOptions } from './host.js';
+export {
+  type KernelCalls,
+  localHost,
+  TargetHost,
+  type TargetHostOptions,
+  type WriteOptions,
+} from './host.js';
 export {
   attachIscsi,
   type Chap,

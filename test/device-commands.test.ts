@@ -457,7 +457,7 @@ describe('close', () => {
       },
     });
     const result = sim.submit({ cdb: TEST_UNIT_READY });
-    await sleep(5);
+    await expect.poll(() => device.inFlight, { interval: 1 }).toBe(1);
     await device.close();
     await result;
     expect(calls).toEqual(['open', 'handle', 'close']);

@@ -449,7 +449,7 @@ describe('close', () => {
       handler: {
         open: async () => void calls.push('open'),
         handle: async (command) => {
-          await sleep(10);
+          await sleep(300);
           calls.push('handle');
           command.complete();
         },

@@ -7,20 +7,29 @@ import { scenario } from '../harness/scenario.js';
 /** Some 24 MB that every checkout has. */
 const tree = 'node_modules/typescript/lib';
 
-/** Starts the writer and answers a look at its count of acknowledged writes. */
-async function startWriter(
-  k: Kit,
-  disk: string,
-  image: string,
-): Promise<{ writer: Proc; acknowledged: () => number }> {
+/** A running writer. */
+interface Writing {
+  writer: Proc;
+  /** Writes acknowledged when it last told: it does so twice a second. */
+  acknowledged(): number;
+  /** Waits until a count that is no older than this call has come in. */
+  told(): Promise<void>;
+}
+
+async function startWriter(k: Kit, disk: string, image: string): Promise<Writing> {
   const { proc } = await k.program('writer', [disk, image], {
     env: { UV_THREADPOOL_SIZE: '16' },
   });
-  const acknowledged = (): number => {
-    const last = proc.lines.filter((line) => line.startsWith('progress')).at(-1) ?? '';
-    return Number(/=(\d+)/.exec(last)?.[1] ?? 0);
+  const counts = (): string[] => proc.lines.filter((line) => line.startsWith('progress'));
+  return {
+    writer: proc,
+    acknowledged: () => Number(/=(\d+)/.exec(counts().at(-1) ?? '')?.[1] ?? 0),
+    async told() {
+      const before = counts().length;
+      // The next line may have been under way already.
+      await k.waitFor('the writer to tell its count', () => counts().length >= before + 2);
+    },
   };
-  return { writer: proc, acknowledged };
 }
 
 /** Lets the writer finish and compare disk and file with what was acknowledged. */
@@ -157,14 +166,11 @@ export default [
 
       first.proc.kill('SIGKILL');
       await first.proc.wait();
-      const more = async (writes: number): Promise<void> => {
-        const running = calm.acknowledged();
-        await k.waitFor('more writes on the other', () => calm.acknowledged() > running + writes);
-      };
-      // What was answered before the kill may still be on its way to us.
-      await more(200);
+      await busy.told();
       const stalled = busy.acknowledged();
-      await more(500);
+      const running = calm.acknowledged();
+      await k.waitFor('more writes on the other', () => calm.acknowledged() > running + 500);
+      await busy.told();
       assert.equal(busy.acknowledged(), stalled, 'nothing acknowledges for a dead handler');
       assert(second.proc.running, 'the other process lives');
 

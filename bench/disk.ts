@@ -82,7 +82,7 @@ export interface Plan {
 
 /** What differs between the settings. Instruction counts hardly vary, so few and short rounds do. */
 const runs = {
-  uml: { rounds: (wanted: number) => wanted, runtime: 2000, minutes: 10 },
+  uml: { rounds: (wanted: number) => wanted, runtime: 2000, minutes: 20 },
   icount: { rounds: (wanted: number) => Math.min(wanted, 2), runtime: 2000, minutes: 30 },
 };
 

@@ -91,7 +91,9 @@ export class Configfs {
   /** Removes a backstore, and its HBA when it was the last. */
   async remove(backstore: string): Promise<void> {
     await this.#kit.sh(
-      `rmdir '${backstore}' && rmdir --ignore-fail-on-non-empty '${dirname(backstore)}'`,
+      // A handler that sees its device go may be the first to take the empty folder away.
+      `rmdir '${backstore}' && { rmdir --ignore-fail-on-non-empty '${dirname(backstore)}' || ` +
+        `[ ! -e '${dirname(backstore)}' ]; }`,
     );
   }
 

@@ -227,6 +227,10 @@ export interface NativeAddon {
    * False: another holds it.
    */
   lockFile(fd: number, exclusive: boolean, start: number, length: number): boolean;
+  /** Gives up what this open file description holds on the range. */
+  unlockFile(fd: number, start: number, length: number): void;
+  /** Whether any lock of another open file description lies on the range (fcntl F_OFD_GETLK). */
+  lockedByOthers(fd: number, start: number, length: number): boolean;
   /**
    * A system call that may block for long without being interruptible (configfs `enable`, removing a
    * LUN), on a thread of its own so that it never takes a place in libuv's pool.

@@ -1,4 +1,4 @@
-// `fileFacts` and `lockFile`: questions about a descriptor that node:fs has no answer to.
+// `fileFacts` and locks: questions about a descriptor that node:fs has no answer to.
 #include <napi.h>
 
 #include "../io/file_facts.h"
@@ -34,9 +34,25 @@ Napi::Value lock(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), taken == 1);
 }
 
+Napi::Value unlock(const Napi::CallbackInfo& info) {
+  const int error = unlockFile(info[0].ToNumber().Int32Value(), info[1].ToNumber().Int64Value(),
+                               info[2].ToNumber().Int64Value());
+  if (error < 0) throw systemError(info.Env(), -error, "fcntl");
+  return info.Env().Undefined();
+}
+
+Napi::Value lockedElsewhere(const Napi::CallbackInfo& info) {
+  const int held = lockedByOthers(info[0].ToNumber().Int32Value(),
+                                  info[1].ToNumber().Int64Value(), info[2].ToNumber().Int64Value());
+  if (held < 0) throw systemError(info.Env(), -held, "fcntl");
+  return Napi::Boolean::New(info.Env(), held == 1);
+}
+
 const Export exportFiles([](Napi::Env env, Napi::Object exports) {
   exports.Set("fileFacts", Napi::Function::New(env, factsOf, "fileFacts"));
   exports.Set("lockFile", Napi::Function::New(env, lock, "lockFile"));
+  exports.Set("unlockFile", Napi::Function::New(env, unlock, "unlockFile"));
+  exports.Set("lockedByOthers", Napi::Function::New(env, lockedElsewhere, "lockedByOthers"));
 });
 
 }  // namespace

@@ -70,14 +70,34 @@ int fileFacts(int fd, FileFacts& facts, const char*& call) {
   return 0;
 }
 
-int lockFile(int fd, bool exclusive, int64_t start, int64_t length) {
+namespace {
+
+struct flock rangeLock(short type, int64_t start, int64_t length) {
   struct flock lock = {};
-  lock.l_type = exclusive ? F_WRLCK : F_RDLCK;
+  lock.l_type = type;
   lock.l_whence = SEEK_SET;
   lock.l_start = start;
   lock.l_len = length;
+  return lock;
+}
+
+}  // namespace
+
+int lockFile(int fd, bool exclusive, int64_t start, int64_t length) {
+  struct flock lock = rangeLock(exclusive ? F_WRLCK : F_RDLCK, start, length);
   if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 1;
   return errno == EAGAIN || errno == EACCES ? 0 : -errno;
+}
+
+int unlockFile(int fd, int64_t start, int64_t length) {
+  struct flock lock = rangeLock(F_UNLCK, start, length);
+  return fcntl(fd, F_OFD_SETLK, &lock) == 0 ? 0 : -errno;
+}
+
+int lockedByOthers(int fd, int64_t start, int64_t length) {
+  struct flock lock = rangeLock(F_WRLCK, start, length);
+  if (fcntl(fd, F_OFD_GETLK, &lock) != 0) return -errno;
+  return lock.l_type == F_UNLCK ? 0 : 1;
 }
 
 }  // namespace tcmu

@@ -23,4 +23,10 @@ int fileFacts(int fd, FileFacts& facts, const char*& call);
 // somebody else, negative: -errno.
 int lockFile(int fd, bool exclusive, int64_t start, int64_t length);
 
+// Gives up what this descriptor holds on the range. 0, or negative: -errno.
+int unlockFile(int fd, int64_t start, int64_t length);
+
+// Whether an exclusive lock on the range would meet one of somebody else. 1, 0, or negative: -errno.
+int lockedByOthers(int fd, int64_t start, int64_t length);
+
 }  // namespace tcmu

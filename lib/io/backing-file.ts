@@ -42,6 +42,12 @@ export interface BackingFileOptions {
 const FALLOC_FL_KEEP_SIZE = 0x01;
 const FALLOC_FL_PUNCH_HOLE = 0x02;
 const FALLOC_FL_ZERO_RANGE = 0x10;
+// QEMU's image locks: first byte of either row, and permissions.
+const PERMISSION = 100;
+const UNSHARED = 200;
+const CONSISTENT_READ = 0;
+const WRITE = 1;
+const RESIZE = 3;
 // unistd.h
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
@@ -237,6 +243,39 @@ export class BackingFile {
         { operation: 'lock', path: this.path, errno: 'EAGAIN' },
       );
     }
+  }
+
+  /**
+   * Locks a disk image as QEMU does, so that QEMU's programs and this process keep off each other's
+   * images: shared locks on single bytes, 100 + n for a permission used and 200 + n for one that nobody
+   * else may use (QEMU, docs/interop and block/file-posix.c: 0 consistent read, 1 write, 3 resize).
+   * Nobody else may write or resize then; read-only, others may read too. Until `close`.
+   * @throws FileError `ERR_TCMU_FILE_LOCKED` when another process uses the image in a way that does not
+   *   go with this; nothing is locked then.
+   */
+  lockImage(writable = !this.readOnly): void {
+    const used = writable ? [CONSISTENT_READ, WRITE, RESIZE] : [CONSISTENT_READ];
+    const unshared = [WRITE, RESIZE];
+    const mine = [...used.map((p) => PERMISSION + p), ...unshared.map((p) => UNSHARED + p)];
+    // Whoever locks first and looks afterwards can't miss another who does the same.
+    const theirs = [...used.map((p) => UNSHARED + p), ...unshared.map((p) => PERMISSION + p)];
+    const { fd } = this;
+    try {
+      if (
+        mine.every((byte) => native.lockFile(fd, false, byte, 1)) &&
+        !theirs.some((byte) => native.lockedByOthers(fd, byte, 1))
+      ) {
+        return;
+      }
+      for (const byte of mine) native.unlockFile(fd, byte, 1);
+    } catch (error) {
+      throw wrapFileError('lock', this.path, error);
+    }
+    throw new FileError(
+      'ERR_TCMU_FILE_LOCKED',
+      `tcmu: lock ${this.path}: another process has the image open${writable ? '' : ' for writing'}; stop that process first (lsof ${this.path})`,
+      { operation: 'lock', path: this.path, errno: 'EAGAIN' },
+    );
   }
 
   /** Waits for operations under way, then closes. Does not sync. Idempotent. */

@@ -9,3 +9,8 @@ export interface DataCipher {
   encrypt(data: Uint8Array, position: number): void;
   decrypt(data: Uint8Array, position: number): void;
 }
+
+/** A passphrase as it goes into key derivation: UTF-8, or the bytes themselves. */
+export function passphraseBytes(passphrase: string | Uint8Array): Uint8Array {
+  return typeof passphrase === 'string' ? Buffer.from(passphrase) : passphrase;
+}

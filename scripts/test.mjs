@@ -172,7 +172,10 @@ function row(name, passed, failed, skipped, seconds, about) {
   return `${name.padEnd(16)}${columns.join('')}   ${about}`;
 }
 
-const { missing } = setupOrExit(['kernel', 'fuzz', 'peer', 'qemu'], '0 passed, 1 failed, 0 skipped');
+const { missing } = setupOrExit(
+  ['kernel', 'fuzz', 'peer', 'qemu'],
+  '0 passed, 1 failed, 0 skipped',
+);
 rmSync(results, { recursive: true, force: true });
 mkdirSync(results, { recursive: true });
 

@@ -1,0 +1,464 @@
+/**
+ * An `ObjectStore` over the S3 protocol.
+ *
+ * Contract: that of `ObjectStore`. A call sends its request a second time only where the server has refused the first one unseen, for what this
+ * client can mend by itself: credentials that had been renewed elsewhere, a clock that is wrong, a bucket in another region. A change whose fate is
+ * unknown is never repeated here.
+ */
+import { createHash } from 'node:crypto';
+import {
+  type CallOptions,
+  type FailureKind,
+  type GetOptions,
+  type GetResult,
+  type ListedObject,
+  type ListOptions,
+  type ObjectFacts,
+  type ObjectStore,
+  ObjectStoreError,
+  type PutOptions,
+} from '../object-store.js';
+import {
+  deletionRequest,
+  type ListPage,
+  parseFailedDeletions,
+  parseListPage,
+  parseRefusal,
+  type Refusal,
+  unquoted,
+} from './answers.js';
+import type { CredentialSource, Credentials } from './credentials.js';
+import { kindOf, remedies } from './failures.js';
+import { type AddressOptions, type BucketAddress, bucketAddress } from './location.js';
+import { Signer } from './signer.js';
+import { type Reply, Transport, TransportError, type TransportOptions } from './transport.js';
+
+export interface S3StoreOptions extends AddressOptions {
+  readonly credentials: CredentialSource;
+  /** For an exchange without a body; each MiB of a body adds four seconds. */
+  readonly requestTimeoutMs: number;
+  /** Sign bodies rather than leave them to TLS. Default: when the endpoint is not https. */
+  readonly signBodies: boolean | undefined;
+  readonly connection: Omit<TransportOptions, 'origin' | 'proxy'>;
+  /** The proxy for an origin. */
+  readonly proxy: (origin: string) => string | undefined;
+}
+
+interface Request {
+  /** As the interface names it. */
+  readonly operation: 'get' | 'put' | 'delete' | 'head' | 'list';
+  readonly method: 'GET' | 'PUT' | 'DELETE' | 'HEAD' | 'POST';
+  /** Undefined: the bucket itself. */
+  readonly key: string | undefined;
+  readonly query?: Readonly<Record<string, string>>;
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly body?: readonly Uint8Array[];
+  readonly signal: AbortSignal | undefined;
+  /** The time-out is for an answer of so many bytes. */
+  readonly expectedBytes?: number;
+}
+
+const sha256OfNothing = createHash('sha256').digest('hex');
+/** An uplink below 256 KiB/s with many requests at a time is no place for a disk. */
+const bytesPerMs = 256;
+/** Keys of one DeleteObjects request. */
+const batchSize = 1000;
+/** Milliseconds of difference from which the server's clock is taken over; S3 refuses 15 minutes. */
+const skewWorthMending = 60_000;
+
+export class S3Store implements ObjectStore {
+  readonly #options: S3StoreOptions;
+  readonly #signBodies: boolean;
+  #address: BucketAddress;
+  #signer: Signer;
+  #transport: Transport;
+  /** Those of addresses left behind. */
+  readonly #retired: Transport[] = [];
+  /** DeleteObjects works here; undefined until tried. */
+  #batches: boolean | undefined;
+  #closed = false;
+
+  constructor(options: S3StoreOptions) {
+    this.#options = options;
+    this.#address = bucketAddress(options);
+    this.#signBodies = options.signBodies ?? !this.#address.origin.startsWith('https:');
+    this.#signer = new Signer(options.region, options.credentials);
+    this.#transport = this.#newTransport(this.#address.origin);
+  }
+
+  get description(): string {
+    return `s3://${this.#options.bucket} at ${this.#options.endpoint ?? this.#address.origin}`;
+  }
+
+  async get(key: string, options: GetOptions = {}): Promise<GetResult> {
+    const { range, ifMatch, signal } = options;
+    const reply = await this.#send({
+      operation: 'get',
+      method: 'GET',
+      key,
+      headers: {
+        ...(range === undefined ? {} : { range: `bytes=${range.start}-${range.end - 1}` }),
+        ...(ifMatch === undefined ? {} : { 'if-match': `"${ifMatch}"` }),
+      },
+      signal,
+      ...(range === undefined ? {} : { expectedBytes: range.end - range.start }),
+    });
+    if (range === undefined) return { ...this.#facts(reply, key), body: reply.body };
+    if (reply.status !== 206) {
+      // RFC 9110, 14.2: a server may ignore Range and answer with everything.
+      if (range.start >= reply.body.length) {
+        throw this.#error('bad-request', 'get', key, `no byte ${range.start} in the object`);
+      }
+      const body = reply.body.subarray(range.start, range.end);
+      return { ...this.#facts(reply, key), body };
+    }
+    const facts = this.#facts(reply, key);
+    if (reply.body.length !== Math.min(range.end, facts.size) - range.start) {
+      throw this.#error('outage', 'get', key, `${reply.body.length} bytes came of the range`);
+    }
+    return { ...facts, body: reply.body };
+  }
+
+  async put(key: string, body: readonly Uint8Array[], options: PutOptions = {}): Promise<string> {
+    const { ifNoneMatch, ifMatch, crc32, signal } = options;
+    const reply = await this.#send({
+      operation: 'put',
+      method: 'PUT',
+      key,
+      headers: {
+        ...(ifNoneMatch === undefined ? {} : { 'if-none-match': ifNoneMatch }),
+        // Without quotes: Ceph compares it with the bare tag, and Amazon takes both.
+        ...(ifMatch === undefined ? {} : { 'if-match': ifMatch }),
+        ...(crc32 === undefined ? {} : { 'x-amz-checksum-crc32': bigEndian(crc32) }),
+      },
+      body: body.length === 0 ? [new Uint8Array()] : body,
+      signal,
+    });
+    return unquoted(reply.headers['etag'] ?? '');
+  }
+
+  async delete(keys: readonly string[], { signal }: CallOptions = {}): Promise<void> {
+    for (let at = 0; at < keys.length; at += batchSize) {
+      const batch = keys.slice(at, at + batchSize);
+      if (batch.length === 1 || this.#batches === false) await this.#deleteEach(batch, signal);
+      else await this.#deleteBatch(batch, signal);
+    }
+  }
+
+  async head(key: string, { signal }: CallOptions = {}): Promise<ObjectFacts> {
+    // A HEAD is answered without a body, so without the code that tells a lost bucket from a lost object, or an expired
+    // token from a wrong key. One byte costs the same.
+    const range = { start: 0, end: 1 };
+    try {
+      const { body: _body, ...facts } = await this.get(key, { range, signal });
+      return facts;
+    } catch (error) {
+      // An empty object has no first byte.
+      if (!(error instanceof ObjectStoreError) || error.status !== 416) throw error;
+    }
+    const reply = await this.#send({ operation: 'head', method: 'HEAD', key, signal });
+    return this.#facts(reply, key);
+  }
+
+  async *list(prefix: string, options: ListOptions = {}): AsyncIterable<ListedObject> {
+    const { startAfter, limit = Number.POSITIVE_INFINITY, signal } = options;
+    let left = limit;
+    let token: string | undefined;
+    do {
+      if (left <= 0) return;
+      const page = await this.#listPage(prefix, startAfter, Math.min(left, 1000), token, signal);
+      left -= page.objects.length;
+      yield* page.objects;
+      token = page.next;
+    } while (token !== undefined);
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await Promise.all([this.#transport, ...this.#retired].map((transport) => transport.close()));
+  }
+
+  async #listPage(
+    prefix: string,
+    startAfter: string | undefined,
+    limit: number,
+    token: string | undefined,
+    signal: AbortSignal | undefined,
+  ): Promise<ListPage> {
+    const reply = await this.#send({
+      operation: 'list',
+      method: 'GET',
+      key: undefined,
+      query: {
+        'list-type': '2',
+        prefix,
+        'max-keys': String(limit),
+        ...(startAfter === undefined ? {} : { 'start-after': startAfter }),
+        ...(token === undefined ? {} : { 'continuation-token': token }),
+      },
+      signal,
+      expectedBytes: limit * 512,
+    });
+    try {
+      return parseListPage(reply.body.toString());
+    } catch (cause) {
+      throw this.#error('outage', 'list', prefix, (cause as Error).message, { cause });
+    }
+  }
+
+  async #deleteEach(keys: readonly string[], signal: AbortSignal | undefined): Promise<void> {
+    const queue = [...keys];
+    const work = async () => {
+      for (let key = queue.shift(); key !== undefined; key = queue.shift()) {
+        await this.#send({ operation: 'delete', method: 'DELETE', key, signal }).catch(
+          (error: unknown) => {
+            if (!(error instanceof ObjectStoreError) || error.kind !== 'not-found') throw error;
+          },
+        );
+      }
+    };
+    await Promise.all(Array.from({ length: Math.min(8, keys.length) }, work));
+  }
+
+  async #deleteBatch(keys: readonly string[], signal: AbortSignal | undefined): Promise<void> {
+    const body = Buffer.from(deletionRequest(keys));
+    let reply: Reply;
+    try {
+      reply = await this.#send({
+        operation: 'delete',
+        method: 'POST',
+        key: undefined,
+        query: { delete: '' },
+        headers: { 'content-md5': createHash('md5').update(body).digest('base64') },
+        body: [body],
+        signal,
+      });
+    } catch (error) {
+      if (!(error instanceof ObjectStoreError) || error.kind !== 'bad-request' || this.#batches) {
+        throw error;
+      }
+      // Some stores (Google's among them) have no DeleteObjects.
+      await this.#deleteEach(keys, signal);
+      this.#batches = false;
+      return;
+    }
+    let failed: ReturnType<typeof parseFailedDeletions>;
+    try {
+      failed = parseFailedDeletions(reply.body.toString());
+    } catch (cause) {
+      throw this.#error('outage', 'delete', undefined, (cause as Error).message, { cause });
+    }
+    this.#batches = true;
+    const [first] = failed.filter(({ code }) => code !== 'NoSuchKey');
+    if (first !== undefined) {
+      // Per key there is no status: what has no code of its own is the server's trouble.
+      const kind = first.code === 'AccessDenied' ? 'forbidden' : kindOf(500, first.code);
+      throw this.#error(kind, 'delete', first.key, `${first.code} ${first.message}`);
+    }
+  }
+
+  #facts({ status, headers }: Reply, key: string): ObjectFacts {
+    const size =
+      status === 206
+        ? Number(/^bytes \d+-\d+\/(\d+)$/.exec(headers['content-range'] ?? '')?.[1])
+        : Number(headers['content-length']);
+    const modified = Date.parse(headers['last-modified'] ?? '');
+    if (!Number.isSafeInteger(size) || Number.isNaN(modified)) {
+      throw this.#error('outage', 'get', key, 'the answer lacks size or time of the object');
+    }
+    return { size, modified, etag: unquoted(headers['etag'] ?? '') };
+  }
+
+  /** Sends a request, and once more after each refusal that could be mended. */
+  async #send(request: Request): Promise<Reply> {
+    const mended = new Set<Cure>();
+    for (;;) {
+      const { reply, credentials } = await this.#exchange(request);
+      if (reply.status >= 200 && reply.status < 300) return reply;
+      const text = reply.body.toString();
+      const refusal = parseRefusal(text);
+      const cure = await this.#mend(reply, refusal, text, credentials);
+      if (cure === undefined || mended.has(cure)) throw this.#refused(request, reply, refusal);
+      mended.add(cure);
+    }
+  }
+
+  async #exchange(request: Request): Promise<{ reply: Reply; credentials: Credentials }> {
+    const { method, key, query = {}, headers = {}, body = [], operation, signal } = request;
+    const { host, path: base } = this.#address;
+    const path = key === undefined ? base || '/' : `${base}/${encodePath(key)}`;
+    const bytes = body.reduce((sum, part) => sum + part.length, request.expectedBytes ?? 0);
+    const timeoutMs = this.#options.requestTimeoutMs + bytes / bytesPerMs;
+    const signable = {
+      method,
+      path,
+      query,
+      headers: { ...headers, host, 'x-amz-content-sha256': this.#payloadHash(body) },
+    };
+    // Signing can wait for credentials, which come over networks too.
+    const signed = await within(this.#signer.sign(signable), timeoutMs, signal).catch(
+      (error: unknown) => {
+        if (error instanceof ObjectStoreError) throw error;
+        const kind = signal?.aborted ? 'aborted' : 'credentials';
+        const text = (error as Error).message;
+        throw this.#error(kind, operation, key, text, { cause: error, ambiguous: false });
+      },
+    );
+    try {
+      const reply = await this.#transport.exchange({
+        method,
+        path: path + queryString(query),
+        headers: signed.headers,
+        body,
+        timeoutMs,
+        signal,
+      });
+      return { reply, credentials: signed.credentials };
+    } catch (error) {
+      if (!(error instanceof TransportError)) throw error;
+      const kind = error.reason === 'aborted' || this.#closed ? 'aborted' : 'outage';
+      throw this.#error(kind, operation, key, error.message, {
+        cause: error,
+        ambiguous: error.sent && changes(request),
+      });
+    }
+  }
+
+  /** What could be done about a refusal, so that the request is worth sending again. */
+  async #mend(
+    { status, headers }: Reply,
+    { code }: Refusal,
+    text: string,
+    used: Credentials,
+  ): Promise<Cure | undefined> {
+    if (code === 'RequestTimeTooSkewed') {
+      const offset = Date.parse(headers['date'] ?? '') - Date.now();
+      if (!(Math.abs(offset - this.#signer.clockOffset) > skewWorthMending)) return undefined;
+      this.#signer.clockOffset = offset;
+      return 'clock';
+    }
+    // Keys that are gone may have been replaced where they come from.
+    if (kindOf(status, code) === 'credentials' || code === 'InvalidAccessKeyId') {
+      return (await this.#options.credentials.refresh(used)) ? 'credentials' : undefined;
+    }
+    if ([301, 307, 400].includes(status)) {
+      const region =
+        headers['x-amz-bucket-region'] ?? /<Region>([a-z0-9-]+)<\/Region>/.exec(text)?.[1];
+      if (region === undefined || region === this.#signer.region) return undefined;
+      this.#moveTo(region);
+      return 'region';
+    }
+    return undefined;
+  }
+
+  #moveTo(region: string): void {
+    const { clockOffset } = this.#signer;
+    this.#signer = new Signer(region, this.#options.credentials);
+    this.#signer.clockOffset = clockOffset;
+    const address = bucketAddress({ ...this.#options, region });
+    if (address.origin !== this.#address.origin) {
+      this.#retired.push(this.#transport);
+      this.#transport = this.#newTransport(address.origin);
+    }
+    this.#address = address;
+  }
+
+  #newTransport(origin: string): Transport {
+    const { connection, proxy } = this.#options;
+    return new Transport({ ...connection, origin, proxy: proxy(origin) });
+  }
+
+  #payloadHash(body: readonly Uint8Array[]): string {
+    if (body.length === 0) return sha256OfNothing;
+    if (!this.#signBodies) return 'UNSIGNED-PAYLOAD';
+    const hash = createHash('sha256');
+    for (const part of body) hash.update(part);
+    return hash.digest('hex');
+  }
+
+  #refused(request: Request, { status, headers }: Reply, { code, message }: Refusal) {
+    const kind = kindOf(status, code);
+    const id = headers['x-amz-request-id'];
+    const said = [status, code, message].filter(Boolean).join(' ');
+    return this.#error(
+      kind,
+      request.operation,
+      request.key,
+      id === undefined ? said : `${said} (request ${id})`,
+      {
+        status,
+        // Servers, and what stands before them, answer so for requests that were carried out, too.
+        ambiguous: (kind === 'outage' || kind === 'throttled') && changes(request),
+      },
+    );
+  }
+
+  #error(
+    kind: FailureKind,
+    operation: Request['operation'],
+    key: string | undefined,
+    what: string,
+    details: { status?: number; ambiguous?: boolean; cause?: unknown } = {},
+  ): ObjectStoreError {
+    const path = key === undefined ? this.description : `${key} of ${this.description}`;
+    return new ObjectStoreError(kind, `${operation} ${path}: ${what.trim()}: ${remedies[kind]}`, {
+      operation,
+      path: key ?? this.#options.bucket,
+      ...details,
+    });
+  }
+}
+
+/** What a refusal could be about that this client can put right. */
+type Cure = 'clock' | 'credentials' | 'region';
+
+function changes({ method }: Request): boolean {
+  return method !== 'GET' && method !== 'HEAD';
+}
+
+/** Rejects when a promise takes too long, or the signal is aborted first. */
+function within<T>(
+  promise: Promise<T>,
+  timeoutMs: number,
+  signal: AbortSignal | undefined,
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const stop = () => settle(() => reject(new Error('it was aborted')));
+    const late = () => settle(() => reject(new Error(`none within ${timeoutMs / 1000} s`)));
+    const timer = setTimeout(late, timeoutMs);
+    const settle = (end: () => void) => {
+      clearTimeout(timer);
+      signal?.removeEventListener('abort', stop);
+      end();
+    };
+    signal?.addEventListener('abort', stop);
+    if (signal?.aborted) stop();
+    promise.then(
+      (value) => settle(() => resolve(value)),
+      (error: unknown) => settle(() => reject(error)),
+    );
+  });
+}
+
+/** RFC 3986: all but the unreserved characters, as SigV4 wants it. */
+function encode(text: string): string {
+  return encodeURIComponent(text).replace(
+    /[!'()*]/g,
+    (character) => `%${character.charCodeAt(0).toString(16).toUpperCase()}`,
+  );
+}
+
+function encodePath(key: string): string {
+  return /^[A-Za-z0-9._/-]*$/.test(key) ? key : key.split('/').map(encode).join('/');
+}
+
+function queryString(query: Readonly<Record<string, string>>): string {
+  const pairs = Object.entries(query).map(([name, value]) => `${encode(name)}=${encode(value)}`);
+  return pairs.length === 0 ? '' : `?${pairs.join('&')}`;
+}
+
+function bigEndian(crc: number): string {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE(crc >>> 0);
+  return bytes.toString('base64');
+}

@@ -318,7 +318,7 @@ export class S3Store implements ObjectStore {
       if (!(error instanceof TransportError)) throw error;
       const kind = error.reason === 'aborted' || this.#closed ? 'aborted' : 'outage';
       throw this.#error(kind, operation, key, error.message, {
-        cause: error,
+        cause: error.cause ?? error,
         ambiguous: error.sent && changes(request),
       });
     }

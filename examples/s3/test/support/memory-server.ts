@@ -63,11 +63,7 @@ export class MemoryServer {
   constructor({ accessKeyId = 'memory', port = 0 }: MemoryServerOptions = {}) {
     this.accessKeyId = accessKeyId;
     this.#port = port;
-    this.#server = createServer((request, response) => {
-      this.#serve(request, response).catch((error: unknown) => {
-        response.destroy(error instanceof Error ? error : undefined);
-      });
-    });
+    this.#server = createServer((request, response) => this.handle(request, response));
     // Idle connections must outlive what a test calls idle.
     this.#server.keepAliveTimeout = 60_000;
   }
@@ -95,6 +91,13 @@ export class MemoryServer {
     return objects;
   }
 
+  /** Answers a request; also one that another server took. */
+  handle(request: IncomingMessage, response: ServerResponse): void {
+    this.#serve(request, response).catch((error: unknown) => {
+      response.destroy(error instanceof Error ? error : undefined);
+    });
+  }
+
   async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const url = new URL(request.url ?? '/', 'http://server');
     const body = await readBody(request);
@@ -111,6 +114,7 @@ export class MemoryServer {
       const text = `${xmlDeclaration}<Error><Code>${error.code}</Code><RequestId>memory</RequestId></Error>`;
       answer(response, error.status, method === 'HEAD' ? '' : text, {
         'content-type': 'application/xml',
+        date: new Date(Date.now() + this.clockOffset).toUTCString(),
         ...error.headers,
       });
     }

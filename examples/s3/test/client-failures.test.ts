@@ -1,0 +1,210 @@
+/** What the client makes of networks and servers that fail: the kind, and whether a change may have happened. */
+import { createServer, type Server } from 'node:net';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { connect } from '../src/client/index.js';
+import { type ObjectStore, ObjectStoreError } from '../src/object-store.js';
+import { type Fault, FaultProxy } from './support/fault-proxy.js';
+import { MemoryServer } from './support/memory-server.js';
+import { bucketRequest, openBucket, reaching } from './support/servers.js';
+
+const bucket = 'faults';
+let server: MemoryServer;
+let proxy: FaultProxy;
+let store: ObjectStore;
+
+beforeEach(async () => {
+  server = await new MemoryServer().start();
+  await bucketRequest(server, bucket, 'PUT');
+  proxy = await new FaultProxy(server.endpoint).start();
+  store = await openBucket(server, bucket, { endpoint: proxy.endpoint, requestTimeoutMs: 200 });
+});
+
+afterEach(async () => {
+  await store.close();
+  await proxy.stop();
+  await server.stop();
+});
+
+function once(fault: Fault): void {
+  proxy.plan = () => {
+    proxy.plan = () => undefined;
+    return fault;
+  };
+}
+
+async function failure(call: () => Promise<unknown>): Promise<ObjectStoreError> {
+  try {
+    await call();
+  } catch (error) {
+    if (error instanceof ObjectStoreError) return error;
+    throw error;
+  }
+  throw new Error('it succeeded');
+}
+
+const put = (key: string) => store.put(key, [Buffer.from('body')], { ifNoneMatch: '*' });
+
+describe('a PUT whose answer does not come', () => {
+  it.each<[Fault, string, boolean]>([
+    [{ kind: 'cut', when: 'before' }, 'outage', false],
+    [{ kind: 'cut', when: 'after' }, 'outage', true],
+    [{ kind: 'hang', when: 'before' }, 'outage', false],
+    [{ kind: 'hang', when: 'after' }, 'outage', true],
+    [{ kind: 'status', status: 500, code: 'InternalError', when: 'before' }, 'outage', false],
+    [{ kind: 'status', status: 502, code: '', when: 'after' }, 'outage', true],
+    [{ kind: 'status', status: 503, code: 'SlowDown', when: 'before' }, 'throttled', false],
+    [{ kind: 'status', status: 429, code: '', when: 'before' }, 'throttled', false],
+    [{ kind: 'status', status: 400, code: 'RequestTimeout', when: 'before' }, 'outage', false],
+  ])('%j is ambiguous, and not repeated', async (fault, kind, carriedOut) => {
+    once(fault);
+    expect(await failure(() => put('k'))).toMatchObject({ kind, ambiguous: true });
+    expect(proxy.total).toBe(1);
+    expect(server.objects(bucket).has('k')).toBe(carriedOut);
+  });
+
+  it('is told from one that was refused', async () => {
+    once({ kind: 'status', status: 403, code: 'AccessDenied', when: 'before' });
+    expect(await failure(() => put('k'))).toMatchObject({ kind: 'forbidden', ambiguous: false });
+    once({ kind: 'status', status: 501, code: 'NotImplemented', when: 'before' });
+    expect(await failure(() => put('k'))).toMatchObject({ kind: 'bad-request', ambiguous: false });
+  });
+
+  it('sent twice by the network, is a failed precondition of its own making', async () => {
+    once({ kind: 'duplicate' });
+    expect(await failure(() => put('k'))).toMatchObject({ kind: 'precondition' });
+    expect(server.objects(bucket).has('k')).toBe(true);
+  });
+});
+
+describe('a GET', () => {
+  beforeEach(() => put('k'));
+
+  it.each<Fault>([
+    { kind: 'cut', when: 'before' },
+    { kind: 'cut', when: 'after' },
+    { kind: 'hang', when: 'after' },
+    { kind: 'truncate', bytes: 2 },
+    { kind: 'status', status: 500, code: 'InternalError', when: 'before' },
+  ])('%j is an outage, which nothing is unclear about', async (fault) => {
+    once(fault);
+    expect(await failure(() => store.get('k'))).toMatchObject({
+      kind: 'outage',
+      code: 'ERR_TCMU_S3_OUTAGE',
+      ambiguous: false,
+    });
+    expect(String((await store.get('k')).body)).toBe('body');
+  });
+});
+
+describe('a server that is not there', () => {
+  it('is an outage in which nothing was sent', async () => {
+    const there = reached();
+    const { endpoint } = there;
+    await server.stop();
+    const direct = await openBucket(there, bucket);
+    const error = await failure(() => direct.put('k', [Buffer.from('x')]));
+    expect(error).toMatchObject({ kind: 'outage', ambiguous: false, errno: 'ECONNREFUSED' });
+    expect(error.message).toContain(endpoint);
+    await direct.close();
+    server = await new MemoryServer().start();
+  });
+
+  it('and comes back, is used again', async () => {
+    await put('k');
+    proxy.outage();
+    expect(await failure(() => store.get('k'))).toMatchObject({ kind: 'outage' });
+    proxy.restore();
+    expect(String((await store.get('k')).body)).toBe('body');
+  });
+});
+
+describe('a call', () => {
+  it('ends at once when its signal is aborted, before and while it runs', async () => {
+    expect(await failure(() => store.get('k', { signal: AbortSignal.abort() }))).toMatchObject({
+      kind: 'aborted',
+      ambiguous: false,
+    });
+    expect(proxy.total).toBe(0);
+    const stop = new AbortController();
+    once({ kind: 'hang', when: 'before' });
+    const call = failure(() => store.put('k', [Buffer.from('x')], { signal: stop.signal }));
+    while (proxy.total === 0) await new Promise((resolve) => setImmediate(resolve));
+    stop.abort();
+    expect(await call).toMatchObject({ kind: 'aborted', ambiguous: true });
+    await put('other');
+  });
+
+  it('ends when the store is closed, and after it', async () => {
+    proxy.plan = () => ({ kind: 'hang', when: 'before' });
+    const calls = [failure(() => store.get('k')), failure(() => put('k'))];
+    while (proxy.total < 2) await new Promise((resolve) => setImmediate(resolve));
+    await store.close();
+    for (const call of calls) expect(await call).toMatchObject({ kind: 'aborted' });
+    expect(await failure(() => store.get('k'))).toMatchObject({ kind: 'aborted' });
+  });
+});
+
+describe('an answer that is no S3', () => {
+  let raw: Server;
+
+  async function answering(text: string): Promise<ObjectStore> {
+    raw = createServer((socket) => {
+      socket.on('error', () => {}).once('data', () => socket.end(text));
+    });
+    await new Promise<void>((resolve) => raw.listen(0, '127.0.0.1', resolve));
+    const { port } = raw.address() as { port: number };
+    const options = reaching({ ...reached(), endpoint: `http://127.0.0.1:${port}` });
+    return (await connect(`s3://${bucket}/x`, options)).store;
+  }
+
+  afterEach(() => new Promise((resolve) => raw.close(resolve)));
+
+  it.each<[string, string]>([
+    ['HTTP/1.1 200 OK\r\ncontent-length: 999999999999\r\n\r\nx', 'outage'],
+    ['HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello', 'outage'],
+    [
+      'HTTP/1.1 206 Partial\r\ncontent-length: 1\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\ncontent-range: bytes 0-0/*\r\n\r\nh',
+      'outage',
+    ],
+    [
+      'HTTP/1.1 206 Partial\r\ncontent-length: 1\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\ncontent-range: bytes 0-3/9\r\n\r\nh',
+      'outage',
+    ],
+    ['SSH-2.0-OpenSSH_9.2\r\n', 'outage'],
+    ['HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n', 'bad-request'],
+    ['HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n??', 'not-found'],
+  ])('%j', async (text, kind) => {
+    const strange = await answering(text);
+    const error = await failure(() => strange.get('k', { range: { start: 0, end: 4 } }));
+    expect(error.kind).toBe(kind);
+    await strange.close();
+  });
+
+  it('is no listing, either', async () => {
+    const strange = await answering('HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n<html></html>');
+    const error = await failure(async () => {
+      for await (const object of strange.list('p')) throw new Error(object.key);
+    });
+    expect(error.kind).toBe('outage');
+    await strange.close();
+  });
+});
+
+describe('a store without DeleteObjects', () => {
+  it('has its objects deleted one by one', async () => {
+    for (const key of ['a', 'b', 'c']) await put(key);
+    proxy.plan = ({ method }) =>
+      method === 'POST'
+        ? { kind: 'status', status: 501, code: 'NotImplemented', when: 'before' }
+        : undefined;
+    await store.delete(['a', 'b', 'nothing']);
+    await store.delete(['b', 'c']);
+    expect([...server.objects(bucket).keys()]).toEqual([]);
+    expect(proxy.requests.get('DELETE-MANY')).toBe(1);
+  });
+});
+
+function reached() {
+  const { accessKeyId, secretAccessKey, region, endpoint } = server;
+  return { accessKeyId, secretAccessKey, region, endpoint };
+}

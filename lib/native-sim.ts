@@ -162,10 +162,58 @@ export interface NativeSimDevice {
   close(): void;
 }
 
+/** What a client is told of the disk, and the addon has to know of it. Sizes in bytes where not said. */
+export interface NativeNbdDisk {
+  size: number;
+  blockSize: number;
+  preferredSize: number;
+  /** NBD transmission flags. */
+  flags: number;
+  /** Most of one SCSI command; a multiple of blockSize. */
+  pieceBytes: number;
+  /** FUA is a bit of WRITE; otherwise SYNCHRONIZE CACHE follows. */
+  fuaInWrite: boolean;
+  /** GET LBA STATUS is there. */
+  tellsStatus: boolean;
+  /** WRITE SAME may unmap, and what is unmapped reads as zeros. */
+  unmapsToZero: boolean;
+  /** Blocks of one UNMAP, and of one WRITE SAME. */
+  unmapBlocks: number;
+  writeSameBlocks: number;
+}
+
+export interface NativeNbdOptions {
+  /** Either a Unix socket or a numeric host and a port, 0 for any. */
+  path?: string;
+  host?: string;
+  port?: number;
+  name: string;
+  description: string;
+  /** 0 none, 1 offered, 2 required. */
+  tls: number;
+  maxConnections: number;
+  /**
+   * Kind 0: `described` is awaited for the connection. 1: the client wants TLS on `socket`, the
+   * decrypted stream goes through `plain`; both fds are the callee's. 2: closed, nothing more comes.
+   * Must not throw.
+   */
+  event(kind: number, connection: number, socket: number, plain: number): void;
+}
+
+/** Keeps itself and the event loop alive until it is closed. System failures as in `native.ts`. */
+export interface NativeNbdServer {
+  readonly port?: number;
+  /** Without a disk the client is told that the export can't be had. */
+  described(connection: number, disk: NativeNbdDisk | undefined): void;
+  close(atOnce: boolean): void;
+  counts(): { connections: number; accepted: number; commands: number };
+}
+
 export const SIM_RESULT_WORDS = 4;
 export const SIM_HAS_SENSE = 0x100;
 export const SIM_SENSE_BYTES = 96;
 
-export const { SimDevice: NativeSimDevice } = native as unknown as {
+export const { SimDevice: NativeSimDevice, NbdServer: NativeNbdServer } = native as unknown as {
   SimDevice: new (options: NativeSimOptions) => NativeSimDevice;
+  NbdServer: new (device: NativeSimDevice, options: NativeNbdOptions) => NativeNbdServer;
 };

@@ -100,7 +100,7 @@ SimDevice::SimDevice(const Napi::CallbackInfo& info)
   Value().Set("results", results);
   Value().Set("sense", sense);
 
-  guarded(env, [&] { device_ = std::make_unique<sim::Device>(geometry, attributes(options)); });
+  guarded(env, [&] { device_ = std::make_shared<sim::Device>(geometry, attributes(options)); });
   Value().Set("mapSize", Napi::Number::New(env, static_cast<double>(device_->mapSize())));
   const int error = async_.open(environment_, this, [](uv_loop_t* loop, uv_async_t* handle) {
     return uv_async_init(loop, handle,
@@ -133,7 +133,9 @@ void SimDevice::stop() {
     awake_ = false;
   }
   if (load_) load_->stop();
+  for (const auto& server : servers_) server->abandon();
   if (device_) device_->stop();
+  servers_.clear();
   async_.close();
 }
 
@@ -221,6 +223,17 @@ void SimDevice::deliverLoad(bool fromLoop) {
 sim::Device& SimDevice::device(Napi::Env env) const {
   if (!device_) throw codedError(env, "ENODEV", "ENODEV: the simulated device was closed");
   return *device_;
+}
+
+std::shared_ptr<sim::Device> SimDevice::shared(Napi::Env env) const {
+  device(env);
+  return device_;
+}
+
+void SimDevice::keep(std::shared_ptr<nbd::Server> server) {
+  // One that ended: only ours is left.
+  std::erase_if(servers_, [](const auto& each) { return each.use_count() == 1 && each->idle(); });
+  servers_.push_back(std::move(server));
 }
 
 // submit(tag, cdb, dataOut?, dataIn?, bidirectional as 0 or 1)

@@ -16,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "../nbd/server.h"
 #include "../sim/device.h"
 #include "../sim/load.h"
 #include "environment.h"
@@ -31,6 +32,11 @@ class SimDevice : public Napi::ObjectWrap<SimDevice>,
 
   explicit SimDevice(const Napi::CallbackInfo& info);
   ~SimDevice() override;
+
+  // The device, for those that serve it. Throws once it is closed.
+  std::shared_ptr<sim::Device> shared(Napi::Env env) const;
+  // Ends the server with the device, and keeps it until its commands have ended.
+  void keep(std::shared_ptr<nbd::Server> server);
 
  private:
   static constexpr uint32_t kBatch = 256;
@@ -96,7 +102,8 @@ class SimDevice : public Napi::ObjectWrap<SimDevice>,
   void giveBack(uint32_t tag);
   std::unordered_map<uint32_t, Lent> lent_;
 
-  std::unique_ptr<sim::Device> device_;  // stopped before anything goes: its thread calls us
+  std::shared_ptr<sim::Device> device_;  // stopped before anything goes: its thread calls us
+  std::vector<std::shared_ptr<nbd::Server>> servers_;
   std::unique_ptr<sim::LoadGenerator> load_;
 };
 

@@ -120,9 +120,31 @@ void Device::interrupt() {
   }
 }
 
+void Device::attach(Guest* guest) {
+  {
+    std::lock_guard guard(serving_);
+    guests_.push_back(guest);
+  }
+  interrupt();
+}
+
+void Device::detach(Guest* guest) {
+  std::lock_guard guard(serving_);
+  std::erase(guests_, guest);
+}
+
 void Device::loop() {
+  std::vector<pollfd> fds;
   for (;;) {
-    pollfd fds[2] = {{control_, POLLIN, 0}, {-1, POLLIN, 0}};
+    fds = {{control_, POLLIN, 0}, {-1, POLLIN, 0}};
+    TimePoint guestsUntil = TimePoint::max();
+    {
+      std::lock_guard guard(serving_);
+      for (const Guest* guest : guests_) {
+        fds.push_back({guest->fd(), POLLIN, 0});
+        guestsUntil = std::min(guestsUntil, guest->deadline());
+      }
+    }
     Milliseconds timeout;
     {
       std::lock_guard guard(lock_);
@@ -130,11 +152,11 @@ void Device::loop() {
       const TimePoint now = Clock::now();
       // A command that comes while we sleep expires no earlier than a time-out from now: it need
       // not interrupt us.
-      sleepUntil_ = std::min(nextWake(), now + kernel_.shortestTimeout());
+      sleepUntil_ = std::min({nextWake(), now + kernel_.shortestTimeout(), guestsUntil});
       timeout = std::chrono::ceil<Milliseconds>(std::max(sleepUntil_ - now, Clock::duration{}));
       fds[1].fd = uio_.doorbellFd();
     }
-    poll(fds, 2, static_cast<int>(std::min<int64_t>(timeout.count(), 1 << 30)));
+    poll(fds.data(), fds.size(), static_cast<int>(std::min<int64_t>(timeout.count(), 1 << 30)));
     if (fds[0].revents) {
       uint64_t count;
       while (read(control_, &count, sizeof count) < 0 && errno == EINTR) {
@@ -146,6 +168,23 @@ void Device::loop() {
           if (std::erase_if(wakeups_, [&](TimePoint at) { return at <= now; }) > 0) notify();
         },
         true);
+    serveGuests(std::span(fds).subspan(2));
+  }
+}
+
+// Until none has anything to do: what one submits may finish another's commands.
+void Device::serveGuests(std::span<const pollfd> polled) {
+  std::lock_guard guard(serving_);
+  const TimePoint now = Clock::now();
+  bool served = true;
+  for (bool first = true; served && (first || guests_.size() > 1); first = false) {
+    served = false;
+    for (Guest* guest : guests_) {
+      const auto readable = [&](const pollfd& each) {
+        return each.fd == guest->fd() && each.revents != 0;
+      };
+      served |= guest->serve(first && std::any_of(polled.begin(), polled.end(), readable), now);
+    }
   }
 }
 

@@ -8,6 +8,8 @@
 // or its `stop()`, which ends every command and after which nothing comes from our thread any more.
 #pragma once
 
+#include <poll.h>
+
 #include <mutex>
 #include <span>
 #include <thread>
@@ -18,6 +20,20 @@
 #include "uio.h"
 
 namespace tcmu::sim {
+
+// Something else that the device's thread serves beside the device, so that no other thread has to be
+// woken between it and the ring. Neither call may block.
+class Guest {
+ public:
+  virtual ~Guest() = default;
+  // To be polled for reading.
+  virtual int fd() const = 0;
+  // Served then without anything to read; TimePoint::max() for never.
+  virtual TimePoint deadline() const = 0;
+  // `readable`: the fd is. Called whenever the thread is awake, outside the lock. False: there was
+  // nothing to do.
+  virtual bool serve(bool readable, TimePoint now) = 0;
+};
 
 struct DeviceStats {
   uint64_t wakeups = 0;
@@ -52,6 +68,12 @@ class Device {
   // Ends every command with NOT READY, unregisters, ends the thread. Idempotent.
   void stop();
 
+  void attach(Guest* guest);
+  // When it returns, the guest is not being served and will not be again. Not from `serve`.
+  void detach(Guest* guest);
+  // Whether the caller is the device's thread, which serves every guest before it sleeps.
+  bool onOwnThread() const { return std::this_thread::get_id() == thread_.get_id(); }
+
   DeviceStats stats();
   // Initiators' memory for zero copy, or null.
   BufferPool* pool() { return kernel_.pool(); }
@@ -82,6 +104,7 @@ class Device {
   TimePoint nextWake() const;
   void interrupt();
   void loop();
+  void serveGuests(std::span<const pollfd> polled);
   static void deliver(const Finished& finished);
 
   std::mutex lock_;  // guards everything below, but for the thread's own poll
@@ -93,6 +116,9 @@ class Device {
   TimePoint sleepUntil_ = TimePoint::max();
   bool stopping_ = false;
   int control_ = -1;  // eventfd that interrupts the thread's sleep
+  // Taken before `lock_`, by who holds both. Guards guests_.
+  std::mutex serving_;
+  std::vector<Guest*> guests_;
   std::thread thread_;
 };
 

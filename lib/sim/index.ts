@@ -2,6 +2,14 @@
  * `tcmu/sim`: a simulated kernel, to write, run and test a handler anywhere.
  * @packageDocumentation
  */
+export { type NbdServer, type NbdTlsOptions, type ServeNbdOptions, serveNbd } from './nbd.js';
+export {
+  NbdClient,
+  type NbdConnectOptions,
+  type NbdExtent,
+  type NbdWriteOptions,
+  type NbdZeroOptions,
+} from './nbd-client.js';
 export type { RingEntry, Segment } from './ring-entries.js';
 export {
   type CommandRequest,

@@ -164,7 +164,13 @@ export class SimulatedDevice {
   readonly name: string;
   #config: string;
   readonly #onReconfigure: SimulatedDeviceOptions['onReconfigure'];
-  readonly #native: NativeSimDevice;
+  /** @internal */
+  readonly native: NativeSimDevice;
+  /**
+   * Bytes that a command may always move: its data blocks and its ring entry fit, however scattered.
+   * @internal
+   */
+  readonly largestTransfer: number;
   readonly #pending = new Map<number, Pending>();
   readonly #tags = new WeakMap<Promise<CommandResult>, number>();
   #attributes: NativeSimAttributes;
@@ -185,12 +191,16 @@ export class SimulatedDevice {
       scrub: zeroCopy?.scrub ?? true,
       zeroCopyBytes: zeroCopy?.minBytes ?? 0,
     };
+    const { ringBytes = 8 << 20, dataAreaBytes = 2 ** 30, dataPagesPerBlock = 1 } = options;
+    // The kernel refuses entries over half the ring: a header, a CDB, 16 bytes a segment.
+    const segments = Math.floor((ringBytes / 2 - 256) / 16);
+    this.largestTransfer = Math.min(dataAreaBytes / 4, segments * dataPagesPerBlock * 4096);
     try {
-      this.#native = new NativeSimDevice({
+      this.native = new NativeSimDevice({
         ...this.#attributes,
-        ringBytes: options.ringBytes ?? 8 << 20,
-        dataBytes: options.dataAreaBytes ?? 2 ** 30,
-        pagesPerBlock: options.dataPagesPerBlock ?? 1,
+        ringBytes,
+        dataBytes: dataAreaBytes,
+        pagesPerBlock: dataPagesPerBlock,
         capabilities: options.capabilities ?? 15,
         zeroCopy: zeroCopy !== undefined,
         windowBytes: zeroCopy?.windowBytes ?? 256 << 20,
@@ -220,8 +230,8 @@ export class SimulatedDevice {
       return {
         name: this.name,
         config: this.config,
-        ...this.#native.open(),
-        mapSize: this.#native.mapSize,
+        ...this.native.open(),
+        mapSize: this.native.mapSize,
         commandTimeout: this.#attributes.commandTimeout,
         freeKeptBuffer: async (id) => this.freeKeptBuffer(id),
       };
@@ -248,7 +258,7 @@ export class SimulatedDevice {
     });
     this.#tags.set(result, tag);
     try {
-      this.#native.submit(tag, cdb, dataOut, dataIn, bidirectional ? 1 : 0);
+      this.native.submit(tag, cdb, dataOut, dataIn, bidirectional ? 1 : 0);
     } catch (error) {
       this.#pending.delete(tag);
       throw this.#failure('submit', error);
@@ -264,23 +274,21 @@ export class SimulatedDevice {
   abort(command: Promise<CommandResult>): boolean {
     const tag = this.#tags.get(command);
     return (
-      tag !== undefined &&
-      this.#pending.has(tag) &&
-      this.#native.taskManagement(ABORT_TASK, tag) > 0
+      tag !== undefined && this.#pending.has(tag) && this.native.taskManagement(ABORT_TASK, tag) > 0
     );
   }
 
   /** LOGICAL UNIT RESET: aborts every command. Resolves when all of them have ended. */
   async lunReset(): Promise<void> {
     const affected = this.#settled();
-    this.#native.taskManagement(LUN_RESET);
+    this.native.taskManagement(LUN_RESET);
     await affected;
   }
 
   /** Lets a command's time-out pass now. False: it has ended before. */
   expire(command: Promise<CommandResult>): boolean {
     const tag = this.#tags.get(command);
-    return tag !== undefined && this.#pending.has(tag) && this.#native.expire(tag);
+    return tag !== undefined && this.#pending.has(tag) && this.native.expire(tag);
   }
 
   /** Commands submitted and not answered. */
@@ -292,22 +300,22 @@ export class SimulatedDevice {
 
   /** action/block_dev 1: new commands and those that wait for room get BUSY. */
   block(): void {
-    this.#native.setBlocked(true);
+    this.native.setBlocked(true);
   }
 
   /** action/block_dev 0. */
   unblock(): void {
-    this.#native.setBlocked(false);
+    this.native.setBlocked(false);
   }
 
   /** action/reset_ring: empties the ring; what is in flight gets BUSY (1) or CHECK CONDITION (2). */
   resetRing(level: 1 | 2): void {
-    this.#native.resetRing(level);
+    this.native.resetRing(level);
   }
 
   /** action/free_kept_buf. @throws DeviceError (EINVAL) when the id isn't that of a kept buffer. */
   freeKeptBuffer(id: number): void {
-    if (this.#native.freeKeptBuffer(id)) return;
+    if (this.native.freeKeptBuffer(id)) return;
     throw this.#failure('free kept buffer', Object.assign(new Error('EINVAL'), { code: 'EINVAL' }));
   }
 
@@ -320,7 +328,7 @@ export class SimulatedDevice {
   ): void {
     const attributes = { ...this.#attributes, ...changed };
     try {
-      this.#native.setAttributes(attributes);
+      this.native.setAttributes(attributes);
     } catch (error) {
       throw this.#failure('set attributes', error);
     }
@@ -345,7 +353,7 @@ export class SimulatedDevice {
    * them raises SIGBUS. Returns the bytes freed.
    */
   reclaim(): number {
-    return this.#native.reclaim();
+    return this.native.reclaim();
   }
 
   /**
@@ -353,7 +361,7 @@ export class SimulatedDevice {
    * those in flight have ended, or after `deadline` milliseconds: false then.
    */
   async detach(deadline = 30_000): Promise<boolean> {
-    if (!this.#closed) this.#native.refuseAll();
+    if (!this.#closed) this.native.refuseAll();
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<boolean>((resolve) => {
       timer = setTimeout(resolve, deadline, false);
@@ -369,13 +377,13 @@ export class SimulatedDevice {
    */
   async remove(deadline?: number): Promise<void> {
     await this.detach(deadline);
-    if (!this.#closed) this.#native.unregister();
+    if (!this.#closed) this.native.unregister();
   }
 
   /** Ends the simulated kernel at once: what is in flight ends with NOT READY. Idempotent. */
   close(): void {
     this.#closed = true;
-    this.#native.close();
+    this.native.close();
   }
 
   [Symbol.dispose](): void {
@@ -394,7 +402,7 @@ export class SimulatedDevice {
       spuriousWakeup: faults.spuriousWakeup ?? 0,
       maxDelay: faults.maxDelay ?? 10,
     };
-    this.#native.setFaults(all);
+    this.native.setFaults(all);
   }
 
   /**
@@ -409,10 +417,10 @@ export class SimulatedDevice {
         `tcmu: load on ${this.name}: give count or duration, or it never ends`,
       );
     }
-    const onAbort = () => this.#native.stopLoad();
+    const onAbort = () => this.native.stopLoad();
     try {
       return await new Promise((resolve) => {
-        this.#native.startLoad(
+        this.native.startLoad(
           {
             depth: options.depth ?? 1,
             bytes: options.bytes ?? 4096,
@@ -443,28 +451,28 @@ export class SimulatedDevice {
 
   /** Wakes the handler without a reason. */
   kick(): void {
-    this.#native.kick();
+    this.native.kick();
   }
 
   /** Counters since the start, and the state right now. */
   state(): SimulatedDeviceState {
-    return this.#native.state();
+    return this.native.state();
   }
 
   /** The entries from where the kernel has taken completions to the head, decoded. */
   entries(): RingEntry[] {
-    const { from, bytes } = this.#native.entries();
-    return decodeEntries(bytes, from, this.#native.state().ringSize);
+    const { from, bytes } = this.native.entries();
+    return decodeEntries(bytes, from, this.native.state().ringSize);
   }
 
   /** A copy of the mapping's bytes. @throws RangeError where the kernel has no memory. */
   peek(offset: number, length: number): Uint8Array {
-    return this.#native.peek(offset, length);
+    return this.native.peek(offset, length);
   }
 
   /** Writes into the mapping, past all rules: for corrupt mailboxes and entries. */
   poke(offset: number, bytes: Uint8Array): void {
-    this.#native.poke(offset, bytes);
+    this.native.poke(offset, bytes);
   }
 
   #freeTag(): number {
@@ -487,7 +495,7 @@ export class SimulatedDevice {
   }
 
   #finished(count: number): void {
-    const { results, sense } = this.#native;
+    const { results, sense } = this.native;
     for (let i = 0; i < count; i++) {
       const at = i * SIM_RESULT_WORDS;
       const tag = results[at] as number;

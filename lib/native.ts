@@ -265,6 +265,8 @@ export const INFO_BIDI_SEGMENTS = 5;
 export const INFO_KFLAGS = 6;
 /** The segments are the initiator's own memory; Data-Out can't be written. Only a zero-copy kernel sets it. */
 export const KFLAG_ZERO_COPY = 1;
+/** The command can be completed with KEEP_BUF, on a ring that says MAILBOX_KEEP_BUF_CMD. */
+export const KFLAG_KEEP_BUF = 2;
 export const SENSE_STRIDE = 96;
 export const COMPLETE_SENSE = 1;
 export const COMPLETE_READ_LEN = 2;
@@ -276,6 +278,9 @@ export const MAILBOX_OOOC = 1;
 export const MAILBOX_READ_LEN = 2;
 export const MAILBOX_TMR = 4;
 export const MAILBOX_KEEP_BUF = 8;
+/** A ring with a zero-copy window; only a kernel with the patches of `kernel/` sets these two. */
+export const MAILBOX_ZERO_COPY = 16;
+export const MAILBOX_KEEP_BUF_CMD = 32;
 
 /** The addon of this environment. */
 export const native: NativeAddon = loadAddon(CONTRACT);

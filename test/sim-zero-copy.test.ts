@@ -1,6 +1,7 @@
 /** Zero copy through a whole stack: initiator's pages, ring, Device, handler. */
 import { closeSync, openSync, readSync } from 'node:fs';
 import { afterEach, describe, expect, test } from 'vitest';
+import type { Command, KeptData } from '../lib/device/command.js';
 import { Device } from '../lib/device/device.js';
 import type { ScsiCommand } from '../lib/device/handler.js';
 import {
@@ -132,9 +133,42 @@ describe('zero copy', () => {
     });
     const lost = new Promise<Error>((resolve) => device?.once('error', resolve));
     const pending = sim.submit({ cdb: [0x2a], dataOut: new Uint8Array(4096).fill(1) });
-    expect(await lost).toMatchObject({ code: 'ERR_TCMU_RING_MEMORY' });
+    expect(await lost).toMatchObject({
+      code: 'ERR_TCMU_RING_MEMORY',
+      message: expect.stringMatching(
+        /byte 0 of the data of command id 1 \(operation code 0x2a\), the initiator's own memory/,
+      ),
+    });
     sim.close();
     expect((await pending).status).toBe(2);
+  });
+
+  test('only what was copied can be kept', async () => {
+    const kept: KeptData[] = [];
+    const refusals: unknown[] = [];
+    kernel = new SimulatedDevice({ zeroCopy: true });
+    const sim = kernel;
+    device = await Device.open(
+      { ...sim.open(), freeKeptBuffer: async (id) => void sim.freeKeptBuffer(id) },
+      {
+        handler: {
+          handle(command) {
+            try {
+              kept.push((command as Command).completeKeeping());
+            } catch (error) {
+              refusals.push((error as Error).message);
+              command.complete();
+            }
+          },
+        },
+      },
+    );
+    expect((await sim.submit({ cdb: [0x2a], dataOut: new Uint8Array(512) })).status).toBe(0);
+    expect((await sim.submit({ cdb: [0x2a], dataOut: new Uint8Array(4096) })).status).toBe(0);
+    expect(refusals).toEqual([expect.stringMatching(/initiator's own memory/)]);
+    expect(kept.map(({ dataOut }) => dataOut.toBytes())).toEqual([new Uint8Array(512)]);
+    await kept[0]?.release();
+    expect(sim.state()).toMatchObject({ broken: null, blocksInUse: 0 });
   });
 
   test('the command time-out is 0 and fixed', () => {

@@ -55,6 +55,60 @@ describe('createBackstore', () => {
       netlinkReply: -1,
       taskManagement: true,
       writeCache: false,
+      zeroCopy: false,
+    });
+  });
+
+  describe('zero copy', () => {
+    it('is set before enable, read back and counted', async () => {
+      kernel.zeroCopy = true;
+      const backstore = await createBackstore(
+        options({ zeroCopy: { windowMiB: 16, scrub: false, minBytes: 8192 } }),
+      );
+      expect(await backstore.settings()).toMatchObject({
+        commandTimeout: 0,
+        zeroCopy: { windowMiB: 16, scrub: false, minBytes: 8192 },
+      });
+      expect(await backstore.zeroCopyStatistics()).toEqual({
+        commands: 7,
+        copied: 6,
+        noSpace: 5,
+        faults: 4,
+        denied: 3,
+        zaps: 2,
+        scrubbed: 1,
+      });
+      await backstore.setZeroCopy({ scrub: true });
+      expect(await backstore.settings()).toMatchObject({
+        zeroCopy: { scrub: true, minBytes: 8192 },
+      });
+    });
+
+    it('says why it is not to be had, and leaves nothing', async () => {
+      const error = await failure(createBackstore(options({ zeroCopy: true })));
+      expect(error.code).toBe('ERR_TCMU_TARGET_UNSUPPORTED');
+      expect(error.message).toMatch(/target_core_user has no zero copy.*docs\/zero-copy\.md/);
+      expect(kernel.made()).toEqual([]);
+    });
+
+    it("is done without by 'auto' where the module lacks it", async () => {
+      const backstore = await createBackstore(options({ zeroCopy: 'auto' }));
+      expect(await backstore.settings()).toMatchObject({ zeroCopy: false, commandTimeout: 30 });
+      expect(await backstore.zeroCopyStatistics()).toBe(undefined);
+      expect((await failure(backstore.setZeroCopy({ scrub: false }))).code).toBe(
+        'ERR_TCMU_TARGET_UNSUPPORTED',
+      );
+    });
+
+    it('excludes a command time-out', async () => {
+      kernel.zeroCopy = true;
+      for (const wrong of [
+        { zeroCopy: true, commandTimeout: 30 },
+        { zeroCopy: { windowMiB: 0 } },
+        { zeroCopy: { minBytes: -1 } },
+      ]) {
+        await expect(createBackstore(options(wrong))).rejects.toThrow(ArgumentError);
+      }
     });
   });
 

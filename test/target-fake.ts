@@ -49,8 +49,24 @@ const USER_ATTRIBUTES: Record<string, string> = {
   emulate_write_cache: '0',
   tmr_notification: '0',
 };
+/** With the patches of `kernel/`. */
+const ZERO_COPY_ATTRIBUTES: Record<string, string> = {
+  zero_copy: '0',
+  zc_area_mb: '256',
+  zc_scrub: '1',
+  zc_min_bytes: '0',
+  zc_stats: 'cmds 7\ncopied 6\nnospace 5\nfaults 4\ndenied 3\nzaps 2\nscrubbed 1',
+};
 const GLOBAL_MAX_MB = 2048;
-const READ_ONLY = ['max_data_area_mb', 'data_pages_per_blk', 'cmd_ring_size_mb', 'hw_max_sectors'];
+const READ_ONLY = [
+  'max_data_area_mb',
+  'data_pages_per_blk',
+  'cmd_ring_size_mb',
+  'hw_max_sectors',
+  'zero_copy',
+  'zc_area_mb',
+  'zc_stats',
+];
 
 class FakeHost extends TargetHost {
   readonly #kernel: FakeKernel;
@@ -85,6 +101,8 @@ export class FakeKernel {
   readonly nodes = new Map<string, string>();
   /** Disks that are mounted, or that don't answer (undefined). */
   readonly claimed = new Map<string, boolean | undefined>();
+  /** The module has zero copy. */
+  zeroCopy = false;
   /** Makes device nodes as devtmpfs does. */
   makesNodes = true;
   /** A handler answers INQUIRY. */
@@ -226,7 +244,10 @@ export class FakeKernel {
       mkdirSync(path);
       this.#attributes(path, {
         ...Object.fromEntries(
-          Object.entries(USER_ATTRIBUTES).map(([name, value]) => [`attrib/${name}`, value]),
+          Object.entries({
+            ...USER_ATTRIBUTES,
+            ...(this.zeroCopy ? ZERO_COPY_ATTRIBUTES : {}),
+          }).map(([name, value]) => [`attrib/${name}`, value]),
         ),
         control: '',
         enable: '0',
@@ -376,6 +397,7 @@ export class FakeKernel {
         const limit = key === 'max_data_area_mb' ? GLOBAL_MAX_MB : Number.POSITIVE_INFINITY;
         const cut = Number(text) > limit ? String(limit) : text;
         if (existsSync(attribute)) set(attribute, cut);
+        if (key === 'zero_copy') set(join(dirname(path), 'attrib/cmd_time_out'), '0');
       }
     } else if (parts[0] === 'core' && name === 'enable') {
       this.#enable(path, parts);

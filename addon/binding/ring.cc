@@ -165,6 +165,11 @@ bool RingObject::drainEvent() {
   return false;
 }
 
+void RingObject::failPoisoned() {
+  ring_->fail({RingFault::Kind::Memory, "SIGBUS at a page that may not be touched so, " +
+                                            ring_->owner(mapping_->poisonedAt(), tables_)});
+}
+
 void RingObject::ready(bool readable) {
   const Napi::HandleScope scope(environment_.env());
   reportEscaped();
@@ -174,7 +179,7 @@ void RingObject::ready(bool readable) {
   Environment::Turn turn(environment_);
   for (int round = 0; round < kBatchesPerTurn && taken < kCommandsPerTurn; round++) {
     if (mapping_->poisoned())
-      ring_->fail({RingFault::Kind::Memory, "a page of the data area is gone"});
+      failPoisoned();
     const uint32_t count = ring_->fetch(tables_, batch_size_);
     taken += count;
     if (count > 0) {
@@ -227,7 +232,7 @@ std::string RingObject::publish() {
   const uint32_t count = std::min(completions_[0], completion_room_);
   completions_[0] = 0;
   if (mapping_->poisoned())
-    ring_->fail({RingFault::Kind::Memory, "a page of the data area is gone"});
+    failPoisoned();
   for (uint32_t i = 0; i < count; i++) {
     const uint32_t* record = completions_ + 4 + 4 * i;
     const Completion completion = {

@@ -69,6 +69,7 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
 
   void ready(bool readable) override;
   bool drainEvent();
+  void failPoisoned();
   void reportLost(int error, const char* doing);
   void reportLost(const std::string& code, const std::string& message);
   // What went wrong with a completion, or an empty text.

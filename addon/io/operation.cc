@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
 #include <mutex>
 
 namespace tcmu {
@@ -52,15 +54,35 @@ int64_t Operation::zeroRest() {
   return fill(segments, offset, length, 0) ? 0 : -EFAULT;
 }
 
+// One step of `transfer` through memory of our own: O_DIRECT can't pin the pages of every command with
+// zero copy (EFAULT or EEXIST). Answers as the system call, -EFAULT when the memory really is gone.
+int64_t Operation::bounce(int flags) {
+  constexpr size_t kAlign = 4096, kMost = 1 << 20;
+  const size_t bytes = std::min<uint64_t>(length, kMost);
+  const std::unique_ptr<void, void (*)(void*)> memory(
+      aligned_alloc(kAlign, (bytes + kAlign - 1) / kAlign * kAlign), std::free);
+  if (!memory) return -ENOMEM;
+  auto* start = static_cast<uint8_t*>(memory.get());
+  iovec piece = {start, bytes};
+  if (kind == Kind::Write) {
+    if (!copyOut(segments, offset, bytes, start)) return -EFAULT;
+    return retried([&] { return pwritev2(fd, &piece, 1, position, flags); });
+  }
+  const int64_t result = retried([&] { return preadv2(fd, &piece, 1, position, flags); });
+  if (result > 0 && !copyIn(segments, offset, start, static_cast<size_t>(result))) return -EFAULT;
+  return result;
+}
+
 // Moves until done, failed, or (with RWF_NOWAIT) it would have to wait. Answers the total or -errno.
 int64_t Operation::transfer(int flags) {
   iovec pieces[kMostPieces];
   while (length > 0) {
     const int count = gather(segments, offset, std::min(length, kMostBytes), pieces, kMostPieces);
-    const int64_t result =
-        kind == Kind::Read
-            ? retried([&] { return preadv2(fd, pieces, count, position, flags); })
-            : retried([&] { return pwritev2(fd, pieces, count, position, flags); });
+    int64_t result = kind == Kind::Read
+                         ? retried([&] { return preadv2(fd, pieces, count, position, flags); })
+                         : retried([&] { return pwritev2(fd, pieces, count, position, flags); });
+    // A pipe is left alone: what it gave is gone.
+    if ((result == -EFAULT || result == -EEXIST) && position >= 0) result = bounce(flags);
     if (result < 0) return result;
     if (result == 0) {
       if (kind == Kind::Write) return -ENOSPC;

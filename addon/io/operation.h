@@ -36,6 +36,7 @@ struct Operation {
 
  private:
   int64_t transfer(int flags);
+  int64_t bounce(int flags);
   int64_t zeroRest();
 };
 

@@ -15,7 +15,7 @@ namespace {
 
 struct Range {
   std::atomic<bool> taken{false};
-  std::atomic<bool> poisoned{false};
+  std::atomic<uintptr_t> poisoned{0};  // the address touched
   std::atomic<size_t> bytes{0};
   std::atomic<uintptr_t> start{0};
 };
@@ -31,7 +31,8 @@ bool replacePage(uintptr_t address) {
   for (int i = 0; i < used; i++) {
     const uintptr_t start = ranges[i].start.load(std::memory_order_acquire);
     if (start == 0 || address < start || address - start >= ranges[i].bytes.load()) continue;
-    ranges[i].poisoned.store(true);
+    uintptr_t nowhere = 0;
+    ranges[i].poisoned.compare_exchange_strong(nowhere, address);
     void* page = reinterpret_cast<void*>(address & ~(pageBytes - 1));
     return mmap(page, pageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
                 0) != MAP_FAILED;
@@ -75,7 +76,7 @@ GuardedRange::GuardedRange(void* start, size_t bytes) : index_(-1) {
     bool taken = false;
     if (!ranges[i].taken.compare_exchange_strong(taken, true)) continue;
     index_ = i;
-    ranges[i].poisoned.store(false);
+    ranges[i].poisoned.store(0);
     ranges[i].bytes.store(bytes);
     ranges[i].start.store(reinterpret_cast<uintptr_t>(start), std::memory_order_release);
     int used = rangesUsed.load();
@@ -91,6 +92,10 @@ GuardedRange::~GuardedRange() {
   ranges[index_].taken.store(false);
 }
 
-bool GuardedRange::poisoned() const { return index_ >= 0 && ranges[index_].poisoned.load(); }
+bool GuardedRange::poisoned() const { return poisonedAt() != nullptr; }
+
+const void* GuardedRange::poisonedAt() const {
+  return index_ < 0 ? nullptr : reinterpret_cast<const void*>(ranges[index_].poisoned.load());
+}
 
 }  // namespace tcmu

@@ -63,6 +63,8 @@ class GuardedRange {
 
   // A page was replaced: the memory no longer is what the kernel sees.
   bool poisoned() const;
+  // The address whose touch was the first to do that; null: none.
+  const void* poisonedAt() const;
 
  private:
   int index_;

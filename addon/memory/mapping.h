@@ -26,6 +26,7 @@ class Mapping {
   int eventFd() const { return event_fd_; }
   int doorbellFd() const { return doorbell_fd_; }
   bool poisoned() const { return range_->poisoned(); }
+  const void* poisonedAt() const { return range_->poisonedAt(); }
   // Forgets the descriptors: they are the caller's again.
   void disownFds() { memory_fd_ = event_fd_ = doorbell_fd_ = -1; }
 

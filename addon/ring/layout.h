@@ -17,6 +17,7 @@ enum MailboxFlag : uint16_t {
   kCapReadLength = 2,
   kCapTaskManagement = 4,
   kCapKeepBuffer = 8,
+  kCapKeepBufferPerCommand = 32,  // with zero copy
 };
 
 struct Mailbox {
@@ -37,6 +38,10 @@ enum class Op : uint8_t { Pad = 0, Command = 1, TaskManagement = 2 };
 // Entries start and end at multiples of 8: the low bits of the length hold the operation.
 inline constexpr uint32_t kOpMask = 7;
 inline constexpr uint32_t kEntryAlign = 8;
+
+enum KernelFlag : uint8_t {
+  kKernelZeroCopy = 1,
+};
 
 enum UserFlag : uint8_t {
   kUserUnknownOp = 1,

@@ -68,6 +68,32 @@ Ring::Ring(std::span<std::byte> mapping, Revoke revoke, void* owner)
   slot_of_id_.assign(65536, -1);
 }
 
+std::string Ring::owner(const void* address, const RingTables& tables) const {
+  const auto* byte = static_cast<const std::byte*>(address);
+  for (uint32_t slot = 0; slot < slot_count_; slot++) {
+    if (!valid(slot)) continue;
+    uint64_t before = 0;
+    const Segments all = segments(slot);
+    for (uint32_t i = 0; i < all.count; i++) {
+      const auto* start = static_cast<const std::byte*>(all.pieces[i].iov_base);
+      if (byte >= start && byte < start + all.pieces[i].iov_len) {
+        const bool zero_copy =
+            tables.info[slot * RingTables::kInfoWords + 6] & kKernelZeroCopy;
+        return makeFault(RingFault::Kind::Memory,
+                         "byte %llu of the data of command id %u (operation code 0x%02x)%s",
+                         static_cast<unsigned long long>(before + (byte - start)), at(slot).id,
+                         tables.cdbs[slot * RingTables::kCdbBytes],
+                         zero_copy ? ", the initiator's own memory: Data-Out can't be stored into "
+                                     "with zero copy, and a reset takes it away"
+                                   : "")
+            .message;
+      }
+      before += all.pieces[i].iov_len;
+    }
+  }
+  return "memory of no command in flight: it was touched after the command's completion";
+}
+
 void Ring::fail(RingFault fault) {
   if (!fault_) fault_ = std::move(fault);
 }
@@ -439,7 +465,7 @@ void Ring::publish(const Completion& completion) {
   // A command of the time before a reset: its pages may be another command's by now.
   const bool answer = tailIsOurs() && !s.orphan;
   const bool keep = answer && (completion.flags & Completion::kKeepBuffer) &&
-                    (flags_ & kCapKeepBuffer);
+                    (flags_ & (kCapKeepBuffer | kCapKeepBufferPerCommand));
   if (answer && completion.zero_from < s.bytes &&
       !fill(segments(completion.slot), completion.zero_from, s.bytes - completion.zero_from, 0))
     lostMemory("zeroing a command's data");

@@ -104,6 +104,8 @@ class Ring {
   bool valid(uint32_t slot) const { return slot < slot_count_ && at(slot).state != State::Free; }
   uint64_t bytes(uint32_t slot) const { return at(slot).bytes; }
   Segments segments(uint32_t slot) const { return {at(slot).iovecs(), at(slot).iov_count}; }
+  // For diagnosis: whose memory an address of the mapping is, in words.
+  std::string owner(const void* address, const RingTables& tables) const;
   std::span<const uint8_t> cdb(uint32_t slot, const RingTables& tables) const;
   uint32_t pins(uint32_t slot) const { return at(slot).pins; }
   uint32_t slots() const { return slot_count_; }

@@ -18,8 +18,10 @@ import {
   INFO_ID,
   INFO_KFLAGS,
   INFO_STRIDE,
+  KFLAG_KEEP_BUF,
   KFLAG_ZERO_COPY,
   MAILBOX_KEEP_BUF,
+  MAILBOX_KEEP_BUF_CMD,
   MAILBOX_READ_LEN,
   type NativeRing,
   NO_ZERO,
@@ -187,15 +189,27 @@ export class Command implements ScsiCommand, DataOwner {
    * Completes, but keeps the command's memory (KEEP_BUF) for reading until the result is released:
    * for a handler that answers a write first and works on its data afterwards. The kernel's data area
    * is short of these pages until then, and only the device's configfs action gives them back.
-   * @throws CommandError `ERR_TCMU_KEEP_BUF` when the ring has no such capability, or the device was
-   *   opened without a way to release (`RingSource.freeKeptBuffer`).
+   * @throws CommandError `ERR_TCMU_KEEP_BUF` when the ring has no such capability, the data is the
+   *   initiator's own memory (zero copy), or the device was opened without a way to release
+   *   (`RingSource.freeKeptBuffer`).
    */
   completeKeeping(status: number = Status.GOOD): KeptData {
     const free = this.#host.freeKeptBuffer;
-    if ((this.ring.mailboxFlags & MAILBOX_KEEP_BUF) === 0 || free === undefined) {
+    const { mailboxFlags } = this.ring;
+    let obstacle: string | undefined;
+    if (free === undefined) {
+      obstacle = 'the device was opened without access to its configfs action free_kept_buf';
+    } else if ((mailboxFlags & MAILBOX_KEEP_BUF_CMD) !== 0) {
+      if ((this.#kernelFlags() & KFLAG_KEEP_BUF) === 0) {
+        obstacle = "it is the initiator's own memory (zero copy): copy what is needed later";
+      }
+    } else if ((mailboxFlags & MAILBOX_KEEP_BUF) === 0) {
+      obstacle = "this kernel's ring lacks the KEEP_BUF capability";
+    }
+    if (free === undefined || obstacle !== undefined) {
       throw new CommandError(
         'ERR_TCMU_KEEP_BUF',
-        `tcmu: ${this.describe()}: its buffer can't be kept: ${free === undefined ? 'the device was opened without access to its configfs action free_kept_buf' : "this kernel's ring lacks the KEEP_BUF capability"}`,
+        `tcmu: ${this.describe()}: its buffer can't be kept: ${obstacle}`,
       );
     }
     const kept = new KeptData(this, free);
@@ -228,10 +242,12 @@ export class Command implements ScsiCommand, DataOwner {
     };
   }
 
+  #kernelFlags(): number {
+    return this.#host.info[this.slot * INFO_STRIDE + INFO_KFLAGS] as number;
+  }
+
   #isZeroCopy(): boolean {
-    return (
-      ((this.#host.info[this.slot * INFO_STRIDE + INFO_KFLAGS] as number) & KFLAG_ZERO_COPY) !== 0
-    );
+    return (this.#kernelFlags() & KFLAG_ZERO_COPY) !== 0;
   }
 
   /** Writes the completion record `index`. @internal */

@@ -27,6 +27,9 @@ const MAX_TRANSFER = 1 << 20;
 /** The kernel silently takes less when asked for a larger ring (MB_CMDR_SIZE_DEF, target_core_user.c). */
 const MAX_RING_MIB = 8;
 const S32_MAX = 0x7fffffff;
+const U32_MAX = 0xffffffff;
+/** TCMU_ZC_AREA_MB_MAX of the zero-copy patches. */
+const MAX_WINDOW_MIB = 65536;
 /** The kernel keeps these two as 32-bit milliseconds (val * MSEC_PER_SEC, target_core_user.c). */
 const MAX_COMMAND_SECONDS = 4_294_967;
 const MAX_QUEUE_SECONDS = 2_147_483;
@@ -83,8 +86,43 @@ export interface BackstoreOptions {
   taskManagement?: boolean;
   /** What attrib/emulate_write_cache says. Kernel's default false; the handler's mode pages decide. */
   writeCache?: boolean;
+  /**
+   * Shows page-aligned commands' own pages to the handler instead of copying them: needs the kernel module
+   * of this project's `kernel/` folder, and has rules of its own (docs/zero-copy.md). `'auto'`: where the
+   * module has it. Default false. With it the command time-out is 0 and stays so.
+   */
+  zeroCopy?: boolean | 'auto' | ZeroCopySettings;
   /** Default: this machine. */
   host?: TargetHost;
+}
+
+/** How zero copy works on a device, for `BackstoreOptions.zeroCopy`. */
+export interface ZeroCopySettings {
+  /** Size of the window in MiB; a command that finds no room is copied. Kernel's default 256 (zc_area_mb). */
+  windowMiB?: number;
+  /**
+   * Whether Data-In memory is zeroed before the handler sees it. Kernel's default true; false is for handlers
+   * trusted with the initiators' memory that fill every buffer they answer GOOD for (zc_scrub).
+   */
+  scrub?: boolean;
+  /** Shorter commands are copied, in bytes. Kernel's default 0 (zc_min_bytes). */
+  minBytes?: number;
+}
+
+/** attrib/zc_stats, since the device was enabled. */
+export interface ZeroCopyStatistics {
+  /** Commands whose pages were shown. */
+  commands: number;
+  /** Commands with data that were copied, and how often one of them found no room in the window. */
+  copied: number;
+  noSpace: number;
+  /** Page faults in the window, and those that were answered with SIGBUS or EFAULT. */
+  faults: number;
+  denied: number;
+  /** Ranges of the window taken away at completion. */
+  zaps: number;
+  /** Bytes zeroed. */
+  scrubbed: number;
 }
 
 /** What the kernel holds, read back. A setting that this kernel doesn't have is undefined. */
@@ -108,6 +146,8 @@ export interface BackstoreSettings {
   netlinkReply: number | undefined;
   taskManagement: boolean | undefined;
   writeCache: boolean;
+  /** False without zero copy, or where the kernel module lacks it. */
+  zeroCopy: false | Required<ZeroCopySettings>;
 }
 
 export class Backstore {
@@ -184,7 +224,45 @@ export class Backstore {
       netlinkReply: await optional('nl_reply_supported'),
       taskManagement: taskManagement === undefined ? undefined : taskManagement === 1,
       writeCache: (await number('emulate_write_cache')) === 1,
+      zeroCopy: (await optional('zero_copy')) === 1 && {
+        windowMiB: await number('zc_area_mb'),
+        scrub: (await number('zc_scrub')) === 1,
+        minBytes: await number('zc_min_bytes'),
+      },
     };
+  }
+
+  /** What zero copy has done so far; undefined for a device without. */
+  async zeroCopyStatistics(): Promise<ZeroCopyStatistics | undefined> {
+    if ((await this.host.readOptional(`${this.path}/attrib/zero_copy`))?.trim() !== '1') return;
+    const text = await this.#attribute('zc_stats');
+    const counts = new Map(
+      text.split('\n').map((line) => line.split(' ') as [string, string | undefined]),
+    );
+    const count = (name: string): number => Number(counts.get(name) ?? Number.NaN);
+    return {
+      commands: count('cmds'),
+      copied: count('copied'),
+      noSpace: count('nospace'),
+      faults: count('faults'),
+      denied: count('denied'),
+      zaps: count('zaps'),
+      scrubbed: count('scrubbed'),
+    };
+  }
+
+  /**
+   * Changes `scrub` and `minBytes` while in use, for commands to come.
+   *
+   * @throws TargetError `ERR_TCMU_TARGET_UNSUPPORTED` when the kernel module has no zero copy
+   */
+  async setZeroCopy(settings: Pick<ZeroCopySettings, 'scrub' | 'minBytes'>): Promise<void> {
+    await requireZeroCopy(this.host, this.path);
+    for (const [attribute, value] of Object.entries(zeroCopyAttributes(settings))) {
+      if (value === undefined) continue;
+      await this.host.write(`${this.path}/${attribute}`, value);
+      await verify(this.path, this.host, attribute, value);
+    }
   }
 
   /** Enables a backstore that somebody made and left; waits for its uio device. */
@@ -335,6 +413,7 @@ export async function createBackstore(options: BackstoreOptions): Promise<Backst
     const hba = await makeFolder(undo, host, name, options.hba);
     const path = host.target('core', `user_${hba}`, name);
 
+    const zeroCopy = await zeroCopySettings(host, path, options.zeroCopy);
     const control: Record<string, number | undefined> = {
       dev_size: options.size,
       hw_block_size: blockSize,
@@ -344,6 +423,8 @@ export async function createBackstore(options: BackstoreOptions): Promise<Backst
       max_data_area_mb: options.dataAreaMiB,
       data_pages_per_blk: options.pagesPerBlock,
       cmd_ring_size_mb: options.ringMiB,
+      zero_copy: zeroCopy && 1,
+      zc_area_mb: zeroCopy?.windowMiB,
     };
     for (const [key, value] of Object.entries(control)) {
       if (value === undefined) continue;
@@ -362,6 +443,7 @@ export async function createBackstore(options: BackstoreOptions): Promise<Backst
       'attrib/emulate_write_cache':
         options.writeCache === undefined ? undefined : options.writeCache ? '1' : '0',
       'wwn/vpd_unit_serial': options.serial,
+      ...zeroCopyAttributes(zeroCopy ?? {}),
     };
     for (const [attribute, value] of Object.entries(attributes)) {
       if (value === undefined) continue;
@@ -425,6 +507,16 @@ function check(options: BackstoreOptions, blockSize: number, maxSectors: number)
   ] as const;
   for (const [what, value, min, max] of bounds) {
     if (value !== undefined) checkInteger(what, value, min, max);
+  }
+  if (typeof options.zeroCopy === 'object') {
+    const { windowMiB, minBytes } = options.zeroCopy;
+    if (windowMiB !== undefined) checkInteger('zeroCopy.windowMiB', windowMiB, 1, MAX_WINDOW_MIB);
+    if (minBytes !== undefined) checkInteger('zeroCopy.minBytes', minBytes, 0, U32_MAX);
+  }
+  if (options.zeroCopy !== undefined && options.zeroCopy !== false && options.commandTimeout) {
+    throw new ArgumentError(
+      `tcmu: create backstore ${quoted(options.name)}: commandTimeout is ${options.commandTimeout}, but with zero copy it is 0: a command that timed out would take its pages from under the handler`,
+    );
   }
 }
 
@@ -508,6 +600,36 @@ async function taskManagement(
 ): Promise<string | undefined> {
   if (wanted !== undefined) return wanted ? '1' : '0';
   return (await host.exists(`${path}/attrib/tmr_notification`)) ? '1' : undefined;
+}
+
+/** What to set, undefined for none. The kernel ignores unknown keys of `control`, so it is asked first. */
+async function zeroCopySettings(
+  host: TargetHost,
+  path: string,
+  wanted: BackstoreOptions['zeroCopy'] = false,
+): Promise<ZeroCopySettings | undefined> {
+  if (wanted === false) return;
+  if (wanted === 'auto' && !(await host.exists(`${path}/attrib/zero_copy`))) return;
+  await requireZeroCopy(host, path);
+  return typeof wanted === 'object' ? wanted : {};
+}
+
+async function requireZeroCopy(host: TargetHost, path: string): Promise<void> {
+  if (await host.exists(`${path}/attrib/zero_copy`)) return;
+  throw targetError(
+    'UNSUPPORTED',
+    'switch zero copy on for',
+    path,
+    'the loaded target_core_user has no zero copy: build and load the one of the kernel/ folder ' +
+      "(docs/zero-copy.md), or leave zeroCopy out, or say 'auto'",
+  );
+}
+
+function zeroCopyAttributes(settings: ZeroCopySettings): Record<string, string | undefined> {
+  return {
+    'attrib/zc_scrub': settings.scrub === undefined ? undefined : settings.scrub ? '1' : '0',
+    'attrib/zc_min_bytes': settings.minBytes?.toString(),
+  };
 }
 
 /** Reads an attribute back after it was written. */

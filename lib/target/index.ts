@@ -13,6 +13,8 @@ export {
   type BackstoreSettings,
   createBackstore,
   openBackstore,
+  type ZeroCopySettings,
+  type ZeroCopyStatistics,
 } from './backstore.js';
 export { type Discovery, discover, type FoundBackstore } from './discover.js';
 export type { Advice, TargetProblem } from './explain.js';

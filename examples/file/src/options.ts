@@ -38,6 +38,9 @@ The kernel's side
   --max-sectors <n>        largest I/O in blocks. Default 1 MiB's worth (2048 of 512 bytes)
   --data-area-mb <n>       memory shared with the kernel for data
   --ring-mb <n>            memory shared with the kernel for commands, 1 to 8
+  --zero-copy <when>       never (default); auto: show page-aligned commands' own memory to this process where
+                           the kernel module can; always: or fail. See docs/zero-copy.md; --timeout is then 0
+  --no-zero-copy-scrub     don't zero the memory of reads first: every byte of it is written here
   --timeout <seconds>      when the kernel gives up on a command; 0: never. Kernel's default 30
   --concurrency <n>        most commands worked on at a time. Default 64
   --nice <n>               priority of the serving thread, 0 to 19. On a busy CPU a nice server answers in
@@ -88,6 +91,8 @@ export interface Options {
   allowShrink: boolean;
   export: ExportChoice;
   maxSectors: number | undefined;
+  zeroCopy: 'never' | 'auto' | 'always';
+  zeroCopyScrub: boolean;
   dataAreaMb: number | undefined;
   ringMb: number | undefined;
   timeout: number | undefined;
@@ -128,6 +133,8 @@ function read(args: readonly string[]) {
         'max-sectors': TEXT,
         'data-area-mb': TEXT,
         'ring-mb': TEXT,
+        'zero-copy': TEXT,
+        'no-zero-copy-scrub': FLAG,
         timeout: TEXT,
         concurrency: TEXT,
         nice: TEXT,
@@ -172,6 +179,8 @@ export function parseOptions(
     maxSectors: number(values, 'max-sectors'),
     dataAreaMb: number(values, 'data-area-mb'),
     ringMb: number(values, 'ring-mb'),
+    zeroCopy: choice('zero-copy', values['zero-copy'] ?? 'never', ['never', 'auto', 'always']),
+    zeroCopyScrub: !values['no-zero-copy-scrub'],
     timeout: number(values, 'timeout', undefined, 0),
     concurrency: number(values, 'concurrency'),
     nice: number(values, 'nice', PRIORITIES, 0),
@@ -192,6 +201,7 @@ const NOT_WITH_UIO = [
   'max-sectors',
   'data-area-mb',
   'ring-mb',
+  'zero-copy',
   'timeout',
   'recover',
 ] as const;

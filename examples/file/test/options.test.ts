@@ -40,6 +40,14 @@ describe('parseOptions', () => {
     ).toMatchObject({ size: 1.5 * 1024 ** 3, blockSize: 4096, maxSectors: 256, timeout: 0 });
   });
 
+  it('reads what zero copy is wanted', () => {
+    expect(options('/a --name d0')).toMatchObject({ zeroCopy: 'never', zeroCopyScrub: true });
+    expect(options('/a --name d0 --zero-copy auto --no-zero-copy-scrub')).toMatchObject({
+      zeroCopy: 'auto',
+      zeroCopyScrub: false,
+    });
+  });
+
   it('reads an iSCSI export', () => {
     const line =
       '/a --name d0 --export iscsi --iqn iqn.2026-01.org.example:d0 --portal ::1 --portal 10.0.0.1:3261 --initiator iqn.2026-01.org.example:me --chap-user me';
@@ -75,6 +83,7 @@ describe('parseOptions', () => {
     ['/a --name d0 --block-size 513', /512, 1024, 2048, 4096/],
     ['/a --name d0 --io uring', /auto, inline, pool/],
     ['/a --name d0 --max-sectors 0', /from 1 on/],
+    ['/a --name d0 --zero-copy yes', /never, auto, always/],
     ['/a --name d0 --concurrency 1.5', /whole number/],
     ['/a --name d0 --nice 20', /give 0, 1, 2/],
     ['/a --name d0 --nice -1', /--nice/],

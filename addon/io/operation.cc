@@ -81,8 +81,8 @@ int64_t Operation::transfer(int flags) {
     int64_t result = kind == Kind::Read
                          ? retried([&] { return preadv2(fd, pieces, count, position, flags); })
                          : retried([&] { return pwritev2(fd, pieces, count, position, flags); });
-    // A pipe is left alone: what it gave is gone.
-    if ((result == -EFAULT || result == -EEXIST) && position >= 0) result = bounce(flags);
+    if ((result == -EFAULT || result == -EEXIST) && (fcntl(fd, F_GETFL) & O_DIRECT))
+      result = bounce(flags);
     if (result < 0) return result;
     if (result == 0) {
       if (kind == Kind::Write) return -ENOSPC;

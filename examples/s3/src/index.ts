@@ -1,5 +1,34 @@
 /** The parts to build on: the disk, and what keeps its objects. The command line is `cli.ts`. */
 export {
+  type CheckResult,
+  type CreateOptions,
+  checkDisk,
+  cloneDisk,
+  copyTail,
+  createDisk,
+  deleteDisk,
+  readingParts,
+} from './engine/admin.js';
+export type { Compression } from './engine/blob.js';
+export { DiskError, type DiskFailure } from './engine/errors.js';
+export {
+  type DiskRecord,
+  type KeySource,
+  listPins,
+  loadDisk,
+  type Pin,
+  rotateKeys,
+} from './engine/records.js';
+export {
+  type Clock,
+  type Log,
+  type LogLevel,
+  type RequestCounters,
+  Requests,
+  systemClock,
+} from './engine/requests.js';
+export { deleteSnapshot } from './engine/snapshots.js';
+export {
   type ByteRange,
   type CallOptions,
   type FailureKind,
@@ -14,3 +43,4 @@ export {
   type ObjectStoreErrorDetails,
   type PutOptions,
 } from './object-store.js';
+export { type DiskStatistics, type OpenOptions, S3Disk } from './s3-disk.js';

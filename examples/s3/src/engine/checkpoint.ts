@@ -1,0 +1,400 @@
+/**
+ * Moves the oldest part of the log into chunks and lets the log begin later.
+ *
+ * For every chunk that the oldest segments have a part of, either a new version is written (its newest
+ * data over the old version), or, where that would be much writing for little, its data is copied to the
+ * end of the log. Then leaves, then a manifest, then a record in the log that declares it valid. Only
+ * when that record is durable does anything change for readers, or is anything deleted; a crash, or
+ * another writer's claim, before it leaves objects that nobody knows.
+ *
+ * A new version may hold newer data than the manifest's `cut`: that is harmless, because the record is
+ * behind everything that was in the log when the chunk was put together, so nobody uses the manifest
+ * who has not all of that too.
+ */
+import { type BlobCodec, BlobKind } from './blob.js';
+import {
+  type ChunkRef,
+  chunkRef,
+  encodeManifest,
+  LEAF_CHUNKS,
+  Leaf,
+  type LeafRef,
+  type Manifest,
+} from './chunk-map.js';
+import type { DiskImage } from './disk-image.js';
+import type { Superseded } from './garbage.js';
+import { RUN } from './log-index.js';
+import type { LogWriter } from './log-writer.js';
+import { chunkName, leafName, manifestName, segmentName } from './names.js';
+import type { Requests } from './requests.js';
+import { framesOf } from './segment.js';
+
+/** Chunks put together at a time. */
+const PARALLEL = 4;
+/** Bytes of segments loaded again for one checkpoint, at most. */
+const LOAD_LIMIT = 64 * 1024 * 1024;
+/** Below this share of a chunk its data is rather copied to the end of the log. */
+const SPARSE_SHARE = 8;
+const FOREVER = Number.POSITIVE_INFINITY;
+
+export interface CheckpointParts {
+  readonly requests: Requests;
+  readonly codec: BlobCodec;
+  readonly prefix: string;
+  readonly image: DiskImage;
+  readonly log: LogWriter;
+  readonly epoch: number;
+  readonly writer: string;
+  readonly claims: readonly number[];
+  /** Bytes of log from which on a checkpoint is wanted. */
+  readonly logLimit: number;
+  /** Segments of log from which on a checkpoint is wanted. */
+  readonly segmentLimit: number;
+  readonly segmentSize: number;
+}
+
+export interface CheckpointResult {
+  readonly superseded: Superseded;
+  readonly chunksWritten: number;
+  readonly bytesRelocated: number;
+}
+
+type Updates = Map<number, ChunkRef | undefined>;
+
+export class Checkpointer {
+  readonly #parts: CheckpointParts;
+  #n: number;
+
+  /** @param n the highest number any manifest has had */
+  constructor(parts: CheckpointParts, n: number) {
+    this.#parts = parts;
+    this.#n = n;
+  }
+
+  /**
+   * @param all everything that is durable, instead of the oldest part
+   * @returns undefined when there was nothing to do
+   * @throws DiskError `fenced`, `damaged`, `closed`; ObjectStoreError
+   */
+  run(all: boolean): Promise<CheckpointResult | undefined> {
+    return this.#parts.log.holding(() => this.#run(all));
+  }
+
+  async #run(all: boolean): Promise<CheckpointResult | undefined> {
+    const { image, log, epoch, writer } = this.#parts;
+    const cut = all ? log.durable : this.#chooseCut();
+    if (cut <= image.map.manifest.cut || image.segments.size === 0) return undefined;
+    // Never the same number twice: names are not used again.
+    const n = ++this.#n;
+    const loaded = await this.#load(cut);
+    const { destage, relocate } = this.#plan(cut, all);
+    const bytesRelocated = await this.#relocate(relocate, cut, loaded);
+    const updates = await this.#destage(destage, n, loaded);
+    loaded.clear();
+    const old = image.map.manifest;
+    const objects: { name: string; born: number }[] = [];
+    const { leaves, changed } = await this.#leaves(updates, n, objects);
+    const manifest: Manifest = {
+      n,
+      epoch,
+      writer,
+      cut,
+      ...this.#before(cut, old),
+      size: image.size,
+      claims: this.#parts.claims,
+      origins: old.origins,
+      leaves,
+    };
+    await this.#put(manifestName(n, epoch), BlobKind.manifest, n, n, [encodeManifest(manifest)]);
+    log.checkpoint(n);
+    await log.flush(FOREVER);
+    const slots = [...image.segments.keys()].filter((slot) => slot < cut);
+    const owned = new Set(this.#parts.claims);
+    image.adopt(image.map.successor(manifest, changed), updates.keys());
+    log.forgetBefore(cut);
+    return {
+      superseded: {
+        n,
+        manifest: old,
+        objects,
+        slots: slots.filter((slot) => !owned.has(slot)),
+      },
+      chunksWritten: updates.size,
+      bytesRelocated,
+    };
+  }
+
+  #before(cut: number, old: Manifest): Pick<Manifest, 'cutEpoch' | 'cutWriter'> {
+    let { cutEpoch, cutWriter } = old;
+    for (const [slot, { header }] of this.#parts.image.segments) {
+      if (slot >= cut) break;
+      ({ epoch: cutEpoch, writer: cutWriter } = header);
+    }
+    return { cutEpoch, cutWriter };
+  }
+
+  /** So that half of what the log may hold is left, in bytes and in segments. */
+  #chooseCut(): number {
+    const { image, log, logLimit, segmentLimit } = this.#parts;
+    let bytes = 0;
+    for (const { header } of image.segments.values()) bytes += header.length;
+    let segments = image.segments.size;
+    let load = 0;
+    let cut = image.map.manifest.cut;
+    for (const [slot, { header }] of image.segments) {
+      if (slot >= log.durable) break;
+      if (bytes <= logLimit / 2 && segments <= segmentLimit / 2) break;
+      if (log.payload(slot) === undefined) load += header.length;
+      if (load > LOAD_LIMIT && cut > image.map.manifest.cut) break;
+      bytes -= header.length;
+      segments--;
+      cut = slot + 1;
+    }
+    return cut;
+  }
+
+  /** Data of the segments before `cut` that still counts, in memory. */
+  async #load(cut: number): Promise<Map<number, Buffer>> {
+    const { image, log, requests, prefix, codec } = this.#parts;
+    const loaded = new Map<number, Buffer>();
+    const missing: number[] = [];
+    for (const slot of image.segments.keys()) {
+      if (slot >= cut || image.index.live(slot) === 0) continue;
+      const payload = log.payload(slot);
+      if (payload === undefined) missing.push(slot);
+      else loaded.set(slot, payload);
+    }
+    await inParallel(missing, PARALLEL, async (slot) => {
+      const key = `${prefix}/${segmentName(slot)}`;
+      const { body } = await requests.get(key, {}, FOREVER);
+      const [, ...frames] = codec.decode(key, body, codec.diskId).frames;
+      loaded.set(slot, Buffer.concat(frames));
+    });
+    return loaded;
+  }
+
+  #plan(cut: number, all: boolean): { destage: number[]; relocate: number[] } {
+    const { image, logLimit } = this.#parts;
+    const { blockSize, chunkSize } = image.geometry;
+    const sizes: [chunk: number, bytes: number][] = [];
+    for (const chunk of image.index.indexes()) {
+      const runs = image.index.of(chunk) as readonly number[];
+      let old = false;
+      let bytes = 0;
+      for (let i = 0; i < runs.length; i += RUN) {
+        old ||= (runs[i + 2] as number) < cut;
+        bytes += (runs[i + 1] as number) * blockSize;
+      }
+      if (old) sizes.push([chunk, bytes]);
+    }
+    sizes.sort((a, b) => a[1] - b[1]);
+    const relocate: number[] = [];
+    let budget = all ? 0 : logLimit / 4;
+    for (const [chunk, bytes] of sizes) {
+      budget -= bytes;
+      if (budget < 0 || bytes > chunkSize / SPARSE_SHARE) break;
+      relocate.push(chunk);
+    }
+    const destage = sizes.slice(relocate.length).map(([chunk]) => chunk);
+    return { destage: destage.sort((a, b) => a - b), relocate };
+  }
+
+  async #relocate(
+    chunks: readonly number[],
+    cut: number,
+    loaded: ReadonlyMap<number, Buffer>,
+  ): Promise<number> {
+    const { image, log, segmentSize } = this.#parts;
+    const { blockSize, chunkSize } = image.geometry;
+    let moved = 0;
+    for (const chunk of chunks) {
+      if (!log.room(chunkSize)) await log.makeRoom(chunkSize, FOREVER);
+      const first = (chunk * chunkSize) / blockSize;
+      const runs = [...(image.index.of(chunk) ?? [])];
+      for (let i = 0; i < runs.length; i += RUN) {
+        const [start, blocks, slot, offset] = runs.slice(i, i + RUN) as [
+          number,
+          number,
+          number,
+          number,
+        ];
+        if (slot >= cut) continue;
+        if (offset < 0) {
+          image.index.put(first + start, blocks, log.zero(first + start, blocks), -1);
+          continue;
+        }
+        const data = (loaded.get(slot) as Buffer).subarray(offset, offset + blocks * blockSize);
+        for (let at = 0; at < data.length; at += segmentSize) {
+          const piece = data.subarray(at, at + segmentSize);
+          const block = first + start + at / blockSize;
+          const where = log.append(block, piece);
+          image.index.put(block, piece.length / blockSize, where.slot, where.offset);
+        }
+        moved += data.length;
+      }
+    }
+    return moved;
+  }
+
+  async #destage(
+    chunks: readonly number[],
+    n: number,
+    loaded: ReadonlyMap<number, Buffer>,
+  ): Promise<Updates> {
+    const updates: Updates = new Map();
+    await inParallel(chunks, PARALLEL, async (chunk) => {
+      const frames = await this.#merge(chunk, loaded);
+      if (frames.every(({ length }) => length === 0)) {
+        updates.set(chunk, undefined);
+        return;
+      }
+      const name = chunkName(chunk, n, this.#parts.epoch);
+      updates.set(chunk, chunkRef(await this.#put(name, BlobKind.chunk, chunk, n, frames)));
+    });
+    return updates;
+  }
+
+  /** A chunk's frames as they are now; empty ones are zeros. */
+  async #merge(chunk: number, loaded: ReadonlyMap<number, Buffer>): Promise<Buffer[]> {
+    const { image, log } = this.#parts;
+    const { blockSize, chunkSize, frameSize } = image.geometry;
+    const bytes = Buffer.alloc(chunkSize);
+    const gaps: [start: number, end: number][] = [];
+    const runs = image.index.of(chunk) ?? [];
+    let covered = 0;
+    // At once: what is in the open segment's memory may be elsewhere later.
+    for (let i = 0; i < runs.length; i += RUN) {
+      const start = (runs[i] as number) * blockSize;
+      const end = start + (runs[i + 1] as number) * blockSize;
+      const slot = runs[i + 2] as number;
+      const offset = runs[i + 3] as number;
+      if (offset >= 0) {
+        // What is newer and not in memory stays in the log, over whatever the chunk has.
+        const payload = loaded.get(slot) ?? log.payload(slot);
+        if (payload === undefined) continue;
+        payload.copy(bytes, start, offset, offset + end - start);
+      }
+      if (start > covered) gaps.push([covered, start]);
+      covered = end;
+    }
+    if (covered < chunkSize) gaps.push([covered, chunkSize]);
+    if (gaps.length > 0) await this.#fillGaps(chunk, bytes, gaps);
+    return framesOf(bytes, frameSize).map((frame) =>
+      isZero(frame) ? frame.subarray(0, 0) : frame,
+    );
+  }
+
+  /** From the chunk's version that counts. */
+  async #fillGaps(chunk: number, bytes: Buffer, gaps: readonly [number, number][]): Promise<void> {
+    const { image } = this.#parts;
+    const { frameSize } = image.geometry;
+    const ref = await image.map.lookup(chunk);
+    if (ref === undefined) return;
+    const wanted = new Set<number>();
+    for (const [start, end] of gaps) {
+      for (let frame = Math.floor(start / frameSize); frame * frameSize < end; frame++) {
+        if (ref.frames[frame * 2] !== 0) wanted.add(frame);
+      }
+    }
+    const list = [...wanted];
+    const old = new Map<number, Buffer>();
+    for (let i = 0; i < list.length; ) {
+      let count = 1;
+      while (list[i + count] === (list[i] as number) + count) count++;
+      const first = list[i] as number;
+      const frames = await Promise.all(image.chunkFrames(chunk, ref, first, count));
+      for (const [j, frame] of frames.entries()) old.set(first + j, frame);
+      i += count;
+    }
+    for (const [start, end] of gaps) {
+      for (const [frame, data] of old) {
+        const base = frame * frameSize;
+        const from = Math.max(start, base);
+        const to = Math.min(end, base + frameSize);
+        if (from < to) data.copy(bytes, from, from - base, to - base);
+      }
+    }
+  }
+
+  async #leaves(
+    updates: Updates,
+    n: number,
+    superseded: { name: string; born: number }[],
+  ): Promise<{ leaves: Map<number, LeafRef>; changed: Map<number, Leaf> }> {
+    const { image, epoch } = this.#parts;
+    const { map, geometry } = image;
+    const framesPerChunk = geometry.chunkSize / geometry.frameSize;
+    const leaves = new Map(map.manifest.leaves);
+    const changed = new Map<number, Leaf>();
+    const byLeaf = new Map<number, Updates>();
+    for (const [chunk, ref] of updates) {
+      const index = Math.floor(chunk / LEAF_CHUNKS);
+      const group = byLeaf.get(index) ?? new Map();
+      byLeaf.set(index, group.set(chunk - index * LEAF_CHUNKS, ref));
+    }
+    await inParallel([...byLeaf], PARALLEL, async ([index, group]) => {
+      const ref = leaves.get(index);
+      const refs = new Map<number, ChunkRef>();
+      if (ref !== undefined) {
+        for (const [within, chunk] of (await map.leaf(index, ref)).entries(ref.origin)) {
+          refs.set(within, chunk);
+        }
+        if (ref.origin === 0) {
+          superseded.push({ name: leafName(index, ref.n, ref.epoch), born: ref.n });
+        }
+      }
+      for (const [within, chunk] of group) {
+        const old = refs.get(within);
+        if (old !== undefined && old.origin === 0) {
+          const name = chunkName(map.chunkOf(index, within), old.n, old.epoch);
+          superseded.push({ name, born: old.n });
+        }
+        if (chunk === undefined) refs.delete(within);
+        else refs.set(within, chunk);
+      }
+      if (refs.size === 0) {
+        leaves.delete(index);
+        return;
+      }
+      const bytes = Leaf.encode(refs, framesPerChunk);
+      const blob = await this.#put(leafName(index, n, epoch), BlobKind.leaf, index, n, [bytes]);
+      const { writer, keyId, length, crc } = blob.header;
+      leaves.set(index, { origin: 0, n, epoch, writer, keyId, length, crc });
+      changed.set(index, new Leaf(bytes, framesPerChunk));
+    });
+    return { leaves, changed };
+  }
+
+  async #put(name: string, kind: BlobKind, number: number, n: number, frames: readonly Buffer[]) {
+    const { codec, requests, prefix, epoch, writer } = this.#parts;
+    const blob = await codec.encode({ kind, number, n, epoch, writer }, frames);
+    await requests.create(`${prefix}/${name}`, blob.parts, FOREVER);
+    return blob;
+  }
+}
+
+function isZero(bytes: Buffer): boolean {
+  return bytes[0] === 0 && bytes.compare(bytes, 1, bytes.length, 0, bytes.length - 1) === 0;
+}
+
+/** `run` for each of `items`, `width` at a time; the first failure ends it, after those under way. */
+export async function inParallel<T>(
+  items: readonly T[],
+  width: number,
+  run: (item: T) => Promise<void>,
+): Promise<void> {
+  let next = 0;
+  let failed = false;
+  const worker = async (): Promise<void> => {
+    while (next < items.length && !failed) {
+      try {
+        await run(items[next++] as T);
+      } catch (error) {
+        failed = true;
+        throw error;
+      }
+    }
+  };
+  const results = await Promise.allSettled(Array.from({ length: width }, worker));
+  for (const result of results) if (result.status === 'rejected') throw result.reason;
+}

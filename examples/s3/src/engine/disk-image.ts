@@ -1,0 +1,584 @@
+/**
+ * A disk's contents as of a point of its log: chunks below, the log's index above. It reads; whoever
+ * appends to the log, follows it or replaces the chunks tells it.
+ *
+ * Reading answers at once when all is in memory. An object that is gone is damage only if nobody has
+ * replaced it meanwhile: then the read is made again with the new map.
+ */
+import type { BlockExtent, DataIn, MaybePromise } from 'tcmu';
+import { failureKind } from '../object-store.js';
+import { type BlobCodec, BlobKind, frameOffset, storedLength, tableEntry } from './blob.js';
+import {
+  type ChunkMap,
+  type ChunkRef,
+  chunkFrameOffset,
+  LEAF_CHUNKS,
+  type Manifest,
+  type Origin,
+} from './chunk-map.js';
+import { Gone } from './errors.js';
+import type { FileCache } from './file-cache.js';
+import type { FrameCache } from './frame-cache.js';
+import { LogIndex, RUN } from './log-index.js';
+import type { ReadSegment } from './log-reader.js';
+import { chunkName, segmentName } from './names.js';
+import type { Requests } from './requests.js';
+import { RecordType } from './segment.js';
+import type { SegmentFacts } from './segment-facts.js';
+
+export interface Geometry {
+  readonly blockSize: number;
+  readonly chunkSize: number;
+  readonly frameSize: number;
+}
+
+/** Frames a segment may have, for the keys of the cache. */
+export const MAX_SEGMENT_FRAMES = 4096;
+/** Extents one `blockStatus` looks for at most. */
+const MAX_EXTENTS = 256;
+/** A stream is taken for sequential after this many bytes, and read ahead at most as far as that. */
+const SEQUENTIAL_BYTES = 128 * 1024;
+const MAX_READ_AHEAD = 4 * 1024 * 1024;
+const STREAMS = 4;
+
+export interface ImageParts {
+  readonly requests: Requests;
+  readonly codec: BlobCodec;
+  readonly geometry: Geometry;
+  readonly prefix: string;
+  readonly cache: FrameCache;
+  readonly fileCache: FileCache | undefined;
+  /** Data of a segment while it is in memory. */
+  readonly payload: (slot: number) => Buffer | undefined;
+  readonly readAhead: boolean;
+}
+
+export class DiskImage {
+  readonly index: LogIndex;
+  readonly segments = new Map<number, SegmentFacts>();
+  size: number;
+  readonly #parts: ImageParts;
+  #map: ChunkMap;
+  /** Changes when objects may have gone. */
+  #generation = 0;
+  readonly #framesPerChunk: number;
+  readonly #fetching = new Map<string, Promise<Buffer>>();
+  /** The sequential readers of late, the latest first. */
+  readonly #streams: Stream[] = [];
+
+  constructor(parts: ImageParts, map: ChunkMap) {
+    this.#parts = parts;
+    this.#map = map;
+    this.size = map.manifest.size;
+    const { blockSize, chunkSize, frameSize } = parts.geometry;
+    this.index = new LogIndex(blockSize, chunkSize);
+    this.#framesPerChunk = chunkSize / frameSize;
+  }
+
+  get map(): ChunkMap {
+    return this.#map;
+  }
+
+  get geometry(): Geometry {
+    return this.#parts.geometry;
+  }
+
+  /** A segment's changes, in order. Checkpoints are the caller's affair. */
+  apply(segment: ReadSegment): void {
+    const { header } = segment.facts;
+    this.segments.set(header.number, segment.facts);
+    let offset = 0;
+    for (const { type, block, blocks } of segment.records) {
+      if (type === RecordType.data) {
+        this.index.put(block, blocks, header.number, offset);
+        offset += blocks * this.geometry.blockSize;
+      } else if (type === RecordType.zero) {
+        this.zero(block, blocks, header.number);
+      } else if (type === RecordType.resize) {
+        this.size = block * this.geometry.blockSize;
+      }
+    }
+  }
+
+  /** Zeros, noted only where something may be: nothing else grows with the length. */
+  zero(block: number, blocks: number, slot: number): void {
+    const size = this.geometry.chunkSize / this.geometry.blockSize;
+    const end = block + blocks;
+    const zeroIn = (chunk: number): void => {
+      const from = Math.max(block, chunk * size);
+      const to = Math.min(end, (chunk + 1) * size);
+      if (from < to) this.index.put(from, to - from, slot, -1);
+    };
+    const first = Math.floor(block / size);
+    const last = Math.floor((end - 1) / size);
+    if (last - first < 1024) {
+      for (let chunk = first; chunk <= last; chunk++) {
+        if (this.#map.hasLeafOf(chunk) || this.index.of(chunk) !== undefined) zeroIn(chunk);
+      }
+      return;
+    }
+    for (const chunk of [...this.index.indexes()]) {
+      if (chunk >= first && chunk <= last && !this.#map.hasLeafOf(chunk)) zeroIn(chunk);
+    }
+    for (const leaf of this.#map.manifest.leaves.keys()) {
+      const start = Math.max(leaf * LEAF_CHUNKS, first);
+      const stop = Math.min((leaf + 1) * LEAF_CHUNKS - 1, last);
+      for (let chunk = start; chunk <= stop; chunk++) zeroIn(chunk);
+    }
+  }
+
+  /**
+   * The chunks as of a newer manifest: what they hold is dropped from the log's index.
+   * @param changed chunks that differ; all of a changed leaf's when not known
+   */
+  adopt(map: ChunkMap, changed?: Iterable<number>): void {
+    const before = this.#map.manifest.leaves;
+    const { cut } = map.manifest;
+    const perChunk = this.#framesPerChunk;
+    const { cache } = this.#parts;
+    this.#map = map;
+    this.#generation++;
+    this.index.dropBefore(cut);
+    for (const slot of this.segments.keys()) if (slot < cut) this.segments.delete(slot);
+    if (changed === undefined) {
+      this.#dropChanged(before);
+      return;
+    }
+    for (const chunk of changed) {
+      for (let frame = 0; frame < perChunk; frame++) cache.delete(chunk * perChunk + frame);
+    }
+  }
+
+  /** Nothing it still fetches may get into the cache, which `successor` goes on with. */
+  retire(successor: DiskImage): void {
+    this.#generation++;
+    successor.#dropChanged(this.#map.manifest.leaves);
+  }
+
+  #dropChanged(before: Manifest['leaves']): void {
+    const { leaves } = this.#map.manifest;
+    this.#parts.cache.deleteIf((key) => {
+      const leaf = Math.floor(key / (this.#framesPerChunk * LEAF_CHUNKS));
+      return key >= 0 && leaves.get(leaf)?.crc !== before.get(leaf)?.crc;
+    });
+  }
+
+  /** @throws Gone when an object is missing; DiskError `damaged`, `unreachable`; ObjectStoreError */
+  read(position: number, data: DataIn): MaybePromise<void> {
+    if (this.#parts.readAhead) this.#follow(position, data.length);
+    const jobs: Promise<unknown>[] = [];
+    this.#collect(position, data.length, data, jobs);
+    if (jobs.length === 0) return;
+    return this.#finish(position, data, jobs);
+  }
+
+  async #finish(position: number, data: DataIn, first: Promise<unknown>[]): Promise<void> {
+    for (let jobs = first; jobs.length > 0; ) {
+      const generation = this.#generation;
+      // All of them, also when one fails: the buffer must not be in use any more when we settle.
+      const results = await Promise.allSettled(jobs);
+      const failed = results.find(({ status }) => status === 'rejected');
+      if (failed === undefined) return;
+      const { reason } = failed as PromiseRejectedResult;
+      if (!(reason instanceof Gone) || generation === this.#generation) throw reason;
+      jobs = [];
+      this.#collect(position, data.length, data, jobs);
+    }
+  }
+
+  /** Copies what is in memory, and begins to fetch the rest. Without `data` it only fetches. */
+  #collect(
+    position: number,
+    length: number,
+    data: DataIn | undefined,
+    jobs: Promise<unknown>[],
+  ): void {
+    const { chunkSize, blockSize } = this.geometry;
+    for (let done = 0; done < length; ) {
+      const at = position + done;
+      const chunk = Math.floor(at / chunkSize);
+      const from = at - chunk * chunkSize;
+      const to = Math.min(chunkSize, from + length - done);
+      const runs = this.index.of(chunk);
+      const shift = done - from;
+      let covered = from;
+      if (runs !== undefined) {
+        for (let i = firstRun(runs, from / blockSize); i < runs.length; i += RUN) {
+          const start = (runs[i] as number) * blockSize;
+          if (start >= to) break;
+          const end = Math.min(to, start + (runs[i + 1] as number) * blockSize);
+          const begin = Math.max(start, from);
+          if (begin > covered) this.#base(chunk, covered, begin, data, shift, jobs);
+          const slot = runs[i + 2] as number;
+          const offset = runs[i + 3] as number;
+          if (offset < 0) data?.fill(0, begin + shift, end + shift);
+          else {
+            this.#segment(slot, offset + begin - start, end - begin, data, begin + shift, jobs);
+          }
+          covered = end;
+        }
+      }
+      if (covered < to) this.#base(chunk, covered, to, data, shift, jobs);
+      done += to - from;
+    }
+  }
+
+  /** Bytes `[from, to)` of a chunk; `shift` more is where they go in `data`. */
+  #base(
+    chunk: number,
+    from: number,
+    to: number,
+    data: DataIn | undefined,
+    shift: number,
+    jobs: Promise<unknown>[],
+  ): void {
+    if (!this.#map.hasLeafOf(chunk)) {
+      data?.fill(0, from + shift, to + shift);
+      return;
+    }
+    const ref = this.#map.lookup(chunk);
+    if (ref instanceof Promise) {
+      jobs.push(ref.then((found) => this.#wait(chunk, found, from, to, data, shift)));
+      return;
+    }
+    this.#frames(chunk, ref, from, to, data, shift, jobs);
+  }
+
+  async #wait(
+    chunk: number,
+    ref: ChunkRef | undefined,
+    from: number,
+    to: number,
+    data: DataIn | undefined,
+    shift: number,
+  ): Promise<void> {
+    const jobs: Promise<unknown>[] = [];
+    this.#frames(chunk, ref, from, to, data, shift, jobs);
+    const results = await Promise.allSettled(jobs);
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
+  }
+
+  #frames(
+    chunk: number,
+    ref: ChunkRef | undefined,
+    from: number,
+    to: number,
+    data: DataIn | undefined,
+    shift: number,
+    jobs: Promise<unknown>[],
+  ): void {
+    if (ref === undefined) {
+      data?.fill(0, from + shift, to + shift);
+      return;
+    }
+    const { frameSize } = this.geometry;
+    const last = Math.floor((to - 1) / frameSize);
+    for (let frame = Math.floor(from / frameSize); frame <= last; frame++) {
+      const start = Math.max(from, frame * frameSize);
+      const end = Math.min(to, (frame + 1) * frameSize);
+      if (ref.frames[frame * 2] === 0) {
+        data?.fill(0, start + shift, end + shift);
+        continue;
+      }
+      const key = chunk * this.#framesPerChunk + frame;
+      if (data === undefined && this.#parts.cache.has(key)) continue;
+      const cached = this.#parts.cache.get(key);
+      if (cached !== undefined) {
+        data?.copyFrom(part(cached, frame * frameSize, start, end), start + shift);
+        continue;
+      }
+      // Frames that are missing after each other come by one request.
+      let count = 1;
+      while (frame + count <= last && this.#missing(chunk, ref, frame + count)) count++;
+      const fetched = this.chunkFrames(chunk, ref, frame, count);
+      for (const [i, promise] of fetched.entries()) {
+        const base = (frame + i) * frameSize;
+        const first = Math.max(from, base);
+        const stop = Math.min(to, base + frameSize);
+        jobs.push(
+          promise.then((bytes) => data?.copyFrom(part(bytes, base, first, stop), first + shift)),
+        );
+      }
+      frame += count - 1;
+    }
+  }
+
+  #missing(chunk: number, ref: ChunkRef, frame: number): boolean {
+    if (ref.frames[frame * 2] === 0) return false;
+    return !this.#parts.cache.has(chunk * this.#framesPerChunk + frame);
+  }
+
+  /** Frames of a chunk after each other, none of them zeros, from the bucket (or on their way). */
+  chunkFrames(chunk: number, ref: ChunkRef, first: number, count: number): Promise<Buffer>[] {
+    const { codec, cache, prefix } = this.#parts;
+    const origin = this.#map.manifest.origins[ref.origin] as Origin;
+    const generation = this.#generation;
+    const name = chunkName(chunk, ref.n, ref.epoch);
+    const identity = {
+      kind: BlobKind.chunk,
+      number: chunk,
+      n: ref.n,
+      epoch: ref.epoch,
+      writer: ref.writer,
+      keyId: ref.keyId,
+    };
+    return this.#fetch({
+      key: `${ref.origin === 0 ? prefix : origin.prefix}/${name}`,
+      first,
+      count,
+      offset: (frame) => chunkFrameOffset(ref, frame),
+      length: (frame) => (ref.frames[frame * 2] as number) & 0x3fffffff,
+      crc: (frame) => ref.frames[frame * 2 + 1] as number,
+      decode: (key, frame, stored) =>
+        codec.decodeFrame(
+          key,
+          identity,
+          origin.id,
+          frame,
+          {
+            stored: ref.frames[frame * 2] as number,
+            crc: ref.frames[frame * 2 + 1] as number,
+            raw: this.geometry.frameSize,
+          },
+          stored,
+        ),
+      keep: (frame, bytes) => {
+        // Not what an older map led to.
+        if (generation !== this.#generation) return;
+        cache.put(chunk * this.#framesPerChunk + frame, bytes);
+      },
+    });
+  }
+
+  /** `length` bytes at `offset` of a segment's data, to `at` of `data`. */
+  #segment(
+    slot: number,
+    offset: number,
+    length: number,
+    data: DataIn | undefined,
+    at: number,
+    jobs: Promise<unknown>[],
+  ): void {
+    const payload = this.#parts.payload(slot);
+    if (payload !== undefined) {
+      data?.copyFrom(payload.subarray(offset, offset + length), at);
+      return;
+    }
+    const { cache, codec, prefix } = this.#parts;
+    const { frameSize } = this.geometry;
+    const facts = this.segments.get(slot) as SegmentFacts;
+    const { header, table } = facts;
+    const to = offset + length;
+    const last = Math.floor((to - 1) / frameSize);
+    const keyOf = (frame: number): number => -(slot * MAX_SEGMENT_FRAMES + frame + 1);
+    const copy = (bytes: Buffer, frame: number): void => {
+      const start = Math.max(offset, frame * frameSize);
+      const end = Math.min(to, (frame + 1) * frameSize);
+      data?.copyFrom(part(bytes, frame * frameSize, start, end), at + start - offset);
+    };
+    for (let frame = Math.floor(offset / frameSize); frame <= last; frame++) {
+      const cached = cache.get(keyOf(frame));
+      if (cached !== undefined) {
+        copy(cached, frame);
+        continue;
+      }
+      let count = 1;
+      while (frame + count <= last && !cache.has(keyOf(frame + count))) count++;
+      const fetched = this.#fetch({
+        key: `${prefix}/${segmentName(slot)}`,
+        first: frame,
+        count,
+        offset: (one) => frameOffset(table, one + 1),
+        length: (one) => storedLength(table, one + 1),
+        crc: (one) => tableEntry(table, one + 1).crc,
+        decode: (key, one, stored) =>
+          codec.decodeFrame(key, header, codec.diskId, one + 1, tableEntry(table, one + 1), stored),
+        keep: (one, bytes) => cache.put(keyOf(one), bytes),
+      });
+      const start = frame;
+      for (const [i, promise] of fetched.entries()) {
+        jobs.push(promise.then((bytes) => copy(bytes, start + i)));
+      }
+      frame += count - 1;
+    }
+  }
+
+  /** Shares what is on its way already; the rest comes by one request a gap. */
+  #fetch(source: FrameSource): Promise<Buffer>[] {
+    const promises: Promise<Buffer>[] = [];
+    for (let i = 0; i < source.count; ) {
+      const frame = source.first + i;
+      const under = this.#fetching.get(`${source.key}#${frame}`);
+      if (under !== undefined) {
+        promises.push(under);
+        i++;
+        continue;
+      }
+      let count = 1;
+      while (i + count < source.count && !this.#fetching.has(`${source.key}#${frame + count}`)) {
+        count++;
+      }
+      const answer = this.#request(source, frame, count);
+      for (let j = 0; j < count; j++) {
+        const id = `${source.key}#${frame + j}`;
+        const one = answer
+          .then((frames) => frames[j] as Buffer)
+          .finally(() => this.#fetching.delete(id));
+        this.#fetching.set(id, one);
+        promises.push(one);
+      }
+      i += count;
+    }
+    return promises;
+  }
+
+  async #request(source: FrameSource, first: number, count: number): Promise<Buffer[]> {
+    const { fileCache, requests } = this.#parts;
+    const frames = new Array<Buffer | undefined>(count).fill(undefined);
+    let missing = count;
+    if (fileCache !== undefined) {
+      for (let i = 0; i < count; i++) {
+        const frame = first + i;
+        const stored = await fileCache.get(
+          source.key,
+          frame,
+          source.length(frame),
+          source.crc(frame),
+        );
+        if (stored === undefined) continue;
+        frames[i] = source.decode(source.key, frame, stored);
+        missing--;
+      }
+    }
+    if (missing > 0) {
+      const start = source.offset(first);
+      const end = source.offset(first + count - 1) + source.length(first + count - 1);
+      let body: Buffer;
+      try {
+        ({ body } = await requests.get(source.key, { range: { start, end } }));
+      } catch (error) {
+        if (failureKind(error) === 'not-found') throw new Gone(source.key);
+        throw error;
+      }
+      for (let i = 0; i < count; i++) {
+        if (frames[i] !== undefined) continue;
+        const frame = first + i;
+        const at = source.offset(frame) - start;
+        const stored = body.subarray(at, at + source.length(frame));
+        frames[i] = source.decode(source.key, frame, stored);
+        fileCache?.put(source.key, frame, stored, source.crc(frame));
+      }
+    }
+    for (let i = 0; i < count; i++) source.keep(first + i, frames[i] as Buffer);
+    return frames as Buffer[];
+  }
+
+  /** Notices sequential readers, and fetches what they will want next. */
+  #follow(position: number, length: number): void {
+    const end = position + length;
+    const at = this.#streams.findIndex((stream) => stream.next === position);
+    if (at < 0) {
+      this.#streams.unshift({ next: end, run: length, ahead: end });
+      if (this.#streams.length > STREAMS) this.#streams.pop();
+      return;
+    }
+    const [stream] = this.#streams.splice(at, 1) as [Stream];
+    this.#streams.unshift(stream);
+    stream.next = end;
+    stream.run += length;
+    stream.ahead = Math.max(stream.ahead, end);
+    if (stream.run < SEQUENTIAL_BYTES) return;
+    // As far ahead as was read already, a chunk at a time, so that requests are large.
+    const wanted = Math.min(end + Math.min(stream.run, MAX_READ_AHEAD), this.size);
+    const { chunkSize } = this.geometry;
+    while (stream.ahead < wanted) {
+      const stop = Math.min((Math.floor(stream.ahead / chunkSize) + 1) * chunkSize, this.size);
+      const jobs: Promise<unknown>[] = [];
+      this.#collect(stream.ahead, stop - stream.ahead, undefined, jobs);
+      // A reader will meet the same failure, and tell.
+      for (const job of jobs) job.catch(() => {});
+      stream.ahead = stop;
+    }
+  }
+
+  /** Extents from `position`. */
+  async status(position: number, length: number): Promise<BlockExtent[]> {
+    const { chunkSize, blockSize, frameSize } = this.geometry;
+    const extents: { length: number; status: BlockExtent['status'] }[] = [];
+    const add = (bytes: number, status: BlockExtent['status']): void => {
+      const last = extents.at(-1);
+      if (last?.status === status) last.length += bytes;
+      else extents.push({ length: bytes, status });
+    };
+    for (let done = 0; done < length && extents.length < MAX_EXTENTS; ) {
+      const at = position + done;
+      const chunk = Math.floor(at / chunkSize);
+      const from = at - chunk * chunkSize;
+      const to = Math.min(chunkSize, from + length - done);
+      const runs = [...(this.index.of(chunk) ?? [])];
+      const ref = await this.#map.lookup(chunk);
+      const gap = (start: number, end: number): void => {
+        for (let byte = start; byte < end; ) {
+          const frame = Math.floor(byte / frameSize);
+          const stop = Math.min(end, (frame + 1) * frameSize);
+          const hole = ref === undefined || ref.frames[frame * 2] === 0;
+          add(stop - byte, hole ? 'hole' : 'data');
+          byte = stop;
+        }
+      };
+      let covered = from;
+      for (let i = firstRun(runs, from / blockSize); i < runs.length; i += RUN) {
+        const start = (runs[i] as number) * blockSize;
+        if (start >= to) break;
+        const end = Math.min(to, start + (runs[i + 1] as number) * blockSize);
+        gap(covered, Math.max(start, from));
+        add(end - Math.max(start, from), (runs[i + 3] as number) < 0 ? 'hole' : 'data');
+        covered = end;
+      }
+      gap(covered, to);
+      done += to - from;
+    }
+    return extents;
+  }
+}
+
+/** A sequential reader. */
+interface Stream {
+  /** Byte it will read next. */
+  next: number;
+  /** Bytes read in a row. */
+  run: number;
+  /** Byte up to which was fetched ahead. */
+  ahead: number;
+}
+
+interface FrameSource {
+  readonly key: string;
+  readonly first: number;
+  readonly count: number;
+  offset(frame: number): number;
+  length(frame: number): number;
+  crc(frame: number): number;
+  decode(key: string, frame: number, stored: Buffer): Buffer;
+  keep(frame: number, bytes: Buffer): void;
+}
+
+/** Bytes `[start, end)` of something whose byte 0 is at `base`. */
+function part(bytes: Buffer, base: number, start: number, end: number): Buffer {
+  return start === base && end - base === bytes.length
+    ? bytes
+    : bytes.subarray(start - base, end - base);
+}
+
+/** Index of the first run that ends behind `block`. */
+function firstRun(runs: readonly number[], block: number): number {
+  let low = 0;
+  let high = runs.length / RUN;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    const at = middle * RUN;
+    if ((runs[at] as number) + (runs[at + 1] as number) <= block) low = middle + 1;
+    else high = middle;
+  }
+  return low * RUN;
+}

@@ -1,0 +1,132 @@
+/**
+ * Which bytes of the disk are in the log, and where: the newest version of every block that was written
+ * since it was last put into a chunk. Runs of blocks, sorted, by chunk; what is not here is as the
+ * chunks say.
+ *
+ * Memory: about 130 bytes a chunk that was touched and 32 bytes a run; a run is one write, or several that
+ * follow each other on the disk and in the segment.
+ */
+
+/** Numbers a run takes: first block in the chunk, blocks, slot, byte in the segment's data (-1: zeros). */
+export const RUN = 4;
+
+export class LogIndex {
+  readonly #blockSize: number;
+  readonly #blocksPerChunk: number;
+  readonly #chunks = new Map<number, number[]>();
+  /** Bytes that still count, by slot. */
+  readonly #live = new Map<number, number>();
+  #runs = 0;
+
+  constructor(blockSize: number, chunkSize: number) {
+    this.#blockSize = blockSize;
+    this.#blocksPerChunk = chunkSize / blockSize;
+  }
+
+  get runs(): number {
+    return this.#runs;
+  }
+
+  get chunks(): number {
+    return this.#chunks.size;
+  }
+
+  /** Runs of a chunk, `RUN` numbers each; not to be changed or kept. */
+  of(chunk: number): readonly number[] | undefined {
+    return this.#chunks.get(chunk);
+  }
+
+  indexes(): IterableIterator<number> {
+    return this.#chunks.keys();
+  }
+
+  /** Bytes of segment `slot` that nothing newer replaced. */
+  live(slot: number): number {
+    return this.#live.get(slot) ?? 0;
+  }
+
+  /** @param start block on the disk; @param offset of its data in the segment, or -1 for zeros */
+  put(start: number, blocks: number, slot: number, offset: number): void {
+    const size = this.#blocksPerChunk;
+    for (let done = 0; done < blocks; ) {
+      const at = start + done;
+      const chunk = Math.floor(at / size);
+      const first = at - chunk * size;
+      const count = Math.min(size - first, blocks - done);
+      this.#put(chunk, first, count, slot, offset < 0 ? -1 : offset + done * this.#blockSize);
+      done += count;
+    }
+  }
+
+  #put(chunk: number, start: number, count: number, slot: number, offset: number): void {
+    if (offset >= 0) this.#count(slot, count);
+    const runs = this.#chunks.get(chunk);
+    if (runs === undefined) {
+      this.#chunks.set(chunk, [start, count, slot, offset]);
+      this.#runs++;
+      return;
+    }
+    const end = start + count;
+    let low = 0;
+    let high = runs.length / RUN;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      const at = middle * RUN;
+      if ((runs[at] as number) + (runs[at + 1] as number) <= start) low = middle + 1;
+      else high = middle;
+    }
+    const from = low * RUN;
+    let to = from;
+    const pieces: number[] = [];
+    const tail: number[] = [];
+    for (; to < runs.length && (runs[to] as number) < end; to += RUN) {
+      const [first, length, oldSlot, oldOffset] = runs.slice(to, to + RUN) as Run;
+      const last = first + length;
+      if (oldOffset >= 0) this.#count(oldSlot, Math.max(first, start) - Math.min(last, end));
+      if (first < start) pieces.push(first, start - first, oldSlot, oldOffset);
+      if (last > end) {
+        const behind = oldOffset < 0 ? -1 : oldOffset + (end - first) * this.#blockSize;
+        tail.push(end, last - end, oldSlot, behind);
+      }
+    }
+    if (to === from && from > 0 && this.#continues(runs, from - RUN, start, slot, offset)) {
+      (runs[from - RUN + 1] as number) += count;
+      return;
+    }
+    pieces.push(start, count, slot, offset, ...tail);
+    this.#runs += (pieces.length - (to - from)) / RUN;
+    runs.splice(from, to - from, ...pieces);
+  }
+
+  /** Whether the run at `at` goes on with a block `start` whose data is at `offset`. */
+  #continues(runs: number[], at: number, start: number, slot: number, offset: number): boolean {
+    const [first, length, oldSlot, oldOffset] = runs.slice(at, at + RUN) as Run;
+    if (first + length !== start || oldSlot !== slot) return false;
+    return oldOffset < 0 ? offset < 0 : oldOffset + length * this.#blockSize === offset;
+  }
+
+  #count(slot: number, blocks: number): void {
+    const live = (this.#live.get(slot) ?? 0) + blocks * this.#blockSize;
+    if (live === 0) this.#live.delete(slot);
+    else this.#live.set(slot, live);
+  }
+
+  /** Forgets all runs in segments before `slot`: the chunks have them. */
+  dropBefore(slot: number): void {
+    for (const [chunk, runs] of this.#chunks) {
+      let kept = 0;
+      for (let at = 0; at < runs.length; at += RUN) {
+        if ((runs[at + 2] as number) < slot) continue;
+        if (kept !== at) runs.copyWithin(kept, at, at + RUN);
+        kept += RUN;
+      }
+      if (kept === runs.length) continue;
+      this.#runs -= (runs.length - kept) / RUN;
+      if (kept === 0) this.#chunks.delete(chunk);
+      else this.#chunks.set(chunk, runs.slice(0, kept));
+    }
+    for (const old of this.#live.keys()) if (old < slot) this.#live.delete(old);
+  }
+}
+
+type Run = [first: number, length: number, slot: number, offset: number];

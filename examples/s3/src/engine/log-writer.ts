@@ -1,0 +1,529 @@
+/**
+ * The end of the log that is being written: the open segment, the sealed ones on their way to the bucket,
+ * and those that are there already and still in memory.
+ *
+ * What it promises:
+ * - Segments are uploaded side by side but count in order: `durable` is the first slot that may be missing,
+ *   and a flush is answered when it is past everything appended before.
+ * - Every slot is created under If-None-Match. Whoever opens the disk for writing claims the first slot
+ *   that is missing, so the upload that loses ends this writer for good: every waiting and later write
+ *   and flush fails with `fenced`. No more than `WINDOW` slots are under way from the first missing one
+ *   on, and a claim leaves that many free behind itself: late uploads of an old writer fill slots that
+ *   nobody reads.
+ * - While the bucket does not answer, uploads are tried again for ever; callers wait, at most as long as
+ *   they are patient, and are told `unreachable` or `refused`. Their data stays and goes out later.
+ * - Appending never waits; `room` says whether it should.
+ */
+import { crc32 } from 'node:zlib';
+import type { DataOut } from 'tcmu';
+import { failureKind } from '../object-store.js';
+import { type BlobCodec, BlobKind, decodeHead, type EncodedBlob, HEADER_BYTES } from './blob.js';
+import { DiskError } from './errors.js';
+import { segmentName } from './names.js';
+import { isRefusal, isTransient, type Requests, unreachable } from './requests.js';
+import { framesOf, MAX_RECORD_BLOCKS, OpenSegment, RecordType } from './segment.js';
+import type { SegmentFacts } from './segment-facts.js';
+
+/** Slots that may be on their way at a time, from the first that is missing. Part of the format. */
+export const WINDOW = 16;
+
+/** Uploads a flush may start while others are under way; more flushes than that share one. */
+const FLUSH_UPLOADS = 2;
+/** Segments with less data than this are copied out of their buffer, which is used again. */
+const SMALL_SHARE = 4;
+
+export interface LogWriterOptions {
+  readonly prefix: string;
+  readonly epoch: number;
+  readonly writer: string;
+  readonly blockSize: number;
+  readonly frameSize: number;
+  readonly segmentSize: number;
+  /** Bytes appended and not yet durable, from which on writers should wait. */
+  readonly dirtyLimit: number;
+  /** Bytes of uploaded segments kept in memory for reading. */
+  readonly residentLimit: number;
+  readonly uploads: number;
+  readonly patience: number;
+  /** Whether the store honours conditions; if not, a HEAD before the PUT is better than nothing. */
+  readonly conditional: boolean;
+}
+
+export interface LogWriterEvents {
+  /** A segment is in the bucket; all before it are too. */
+  durable(facts: SegmentFacts): void;
+  /** Nothing can be written any more. */
+  failed(error: DiskError): void;
+}
+
+interface Sealed {
+  readonly slot: number;
+  readonly payload: Buffer;
+  readonly records: Buffer;
+  facts: SegmentFacts | undefined;
+}
+
+interface Waiter {
+  /** Answered when `durable` is above it. */
+  readonly slot: number;
+  readonly since: number;
+  readonly patience: number;
+  readonly resolve: () => void;
+  readonly reject: (error: Error) => void;
+}
+
+export class LogWriter {
+  readonly #requests: Requests;
+  readonly #codec: BlobCodec;
+  readonly #options: LogWriterOptions;
+  readonly #events: LogWriterEvents;
+  #open: OpenSegment;
+  #staging: Buffer;
+  #spare: Buffer | undefined;
+  /** Sealed, not started. */
+  readonly #queue: Sealed[] = [];
+  readonly #underWay = new Map<number, Sealed>();
+  /** Done, but one before them isn't. */
+  readonly #done = new Map<number, Sealed>();
+  readonly #payloads = new Map<number, Buffer>();
+  #residentBytes = 0;
+  readonly #resident: number[] = [];
+  #durable: number;
+  #dirty = 0;
+  #sealWanted = false;
+  #waiters: Waiter[] = [];
+  #writersWaiting = 0;
+  /** Settles when the last writer in the queue has had its turn. */
+  #turn: Promise<void> = Promise.resolve();
+  #failure: DiskError | undefined;
+  /** The bucket refuses us: callers are told at once, uploads go on being tried. */
+  #refusal: unknown;
+  #watching = false;
+  #holders = 0;
+
+  /** @param slot the first to write */
+  constructor(
+    requests: Requests,
+    codec: BlobCodec,
+    slot: number,
+    options: LogWriterOptions,
+    events: LogWriterEvents,
+  ) {
+    this.#requests = requests;
+    this.#codec = codec;
+    this.#options = options;
+    this.#events = events;
+    this.#durable = slot;
+    this.#staging = Buffer.allocUnsafeSlow(options.segmentSize);
+    this.#open = new OpenSegment(slot, options.blockSize, this.#staging);
+  }
+
+  /** First slot that may not be in the bucket. */
+  get durable(): number {
+    return this.#durable;
+  }
+
+  /** Slot that what is appended now goes to. */
+  get slot(): number {
+    return this.#open.slot;
+  }
+
+  /** Bytes not durable yet. */
+  get dirty(): number {
+    return this.#dirty;
+  }
+
+  get residentBytes(): number {
+    return this.#residentBytes;
+  }
+
+  get failure(): DiskError | undefined {
+    return this.#failure;
+  }
+
+  get uploading(): number {
+    return this.#underWay.size;
+  }
+
+  /** Data of a segment, while it is in memory. */
+  payload(slot: number): Buffer | undefined {
+    return slot === this.#open.slot ? this.#staging : this.#payloads.get(slot);
+  }
+
+  /** @throws DiskError once writing is over, or while the bucket refuses us */
+  check(): void {
+    if (this.#failure !== undefined) throw this.#failure;
+    if (this.#refusal !== undefined) throw refused(this.#refusal);
+  }
+
+  room(length: number): boolean {
+    return this.#writersWaiting === 0 && this.#fits(length);
+  }
+
+  /** Until there is room, first come, first served. @throws DiskError */
+  makeRoom(length: number, patience = this.#options.patience): Promise<void> {
+    const until = this.#requests.clock.now() + patience;
+    this.#writersWaiting++;
+    const turn = this.#turn.then(() => this.#waitForRoom(length, until));
+    this.#turn = turn.catch(() => {});
+    return turn.finally(() => {
+      this.#writersWaiting--;
+    });
+  }
+
+  async #waitForRoom(length: number, until: number): Promise<void> {
+    while (!this.#fits(length)) {
+      if (this.#failure !== undefined) throw this.#failure;
+      this.#seal();
+      await this.#wait(this.#durable, until - this.#requests.clock.now());
+    }
+    if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  #fits(length: number): boolean {
+    return this.#dirty === 0 || this.#dirty + length <= this.#options.dirtyLimit;
+  }
+
+  /** At most a segment's worth. @returns where it is in which segment */
+  append(block: number, data: DataOut | Uint8Array): { slot: number; offset: number } {
+    if (!this.#open.fits(data.length)) this.#seal();
+    const before = this.#open.cost;
+    const offset = this.#open.append(block, data);
+    this.#dirty += this.#open.cost - before;
+    return { slot: this.#open.slot, offset };
+  }
+
+  /** @returns the slot it is in */
+  zero(block: number, blocks: number): number {
+    // A list without data has an end too.
+    if (this.#open.cost >= this.#options.segmentSize) this.#seal();
+    for (let done = 0; done < blocks; ) {
+      const count = Math.min(MAX_RECORD_BLOCKS, blocks - done);
+      this.#note(RecordType.zero, block + done, count);
+      done += count;
+    }
+    return this.#open.slot;
+  }
+
+  resize(blocks: number): void {
+    this.#note(RecordType.resize, blocks);
+  }
+
+  /** @returns its slot */
+  checkpoint(n: number): number {
+    this.#note(RecordType.checkpoint, n);
+    return this.#open.slot;
+  }
+
+  #note(type: Exclude<RecordType, 1>, block: number, blocks = 0): void {
+    const before = this.#open.cost;
+    this.#open.note(type, block, blocks);
+    this.#dirty += this.#open.cost - before;
+  }
+
+  /**
+   * Everything appended so far is in the bucket.
+   * @throws DiskError `fenced`, `unreachable`, `refused`, `closed`
+   */
+  flush(patience = this.#options.patience): Promise<void> {
+    if (this.#failure !== undefined) return Promise.reject(this.#failure);
+    if (this.#open.empty) {
+      if (this.#durable === this.#open.slot) return Promise.resolve();
+      return this.#wait(this.#open.slot - 1, patience);
+    }
+    const { slot } = this.#open;
+    if (this.#underWay.size + this.#queue.length < FLUSH_UPLOADS) this.#seal();
+    else this.#sealWanted = true;
+    return this.#wait(slot, patience);
+  }
+
+  /** Sends on its way what is in the open segment, without waiting. */
+  writeBack(): void {
+    if (this.#failure === undefined) this.#seal();
+  }
+
+  #wait(slot: number, patience: number): Promise<void> {
+    if (this.#refusal !== undefined && patience !== Number.POSITIVE_INFINITY) {
+      return Promise.reject(refused(this.#refusal));
+    }
+    return new Promise((resolve, reject) => {
+      const since = this.#requests.clock.now();
+      this.#waiters.push({ slot, since, patience, resolve, reject });
+      void this.#watch();
+    });
+  }
+
+  /** Tells waiters whose patience is over. */
+  async #watch(): Promise<void> {
+    if (this.#watching) return;
+    this.#watching = true;
+    const { clock, signal } = this.#requests;
+    while (this.#waiters.length > 0 && !signal.aborted) {
+      await clock.sleep(Math.max(10, Math.min(1000, this.#options.patience / 4)), signal);
+      const now = clock.now();
+      this.#reject(
+        (waiter) => now - waiter.since >= waiter.patience,
+        () => unreachable('flush', undefined),
+      );
+    }
+    this.#watching = false;
+    if (signal.aborted) {
+      this.#reject(
+        () => true,
+        () => new DiskError('closed', 'flush: the disk was closed before it was durable'),
+      );
+    }
+  }
+
+  #reject(which: (waiter: Waiter) => boolean, error: () => Error): void {
+    const leaving = this.#waiters.filter(which);
+    if (leaving.length === 0) return;
+    this.#waiters = this.#waiters.filter((waiter) => !which(waiter));
+    for (const waiter of leaving) waiter.reject(error());
+  }
+
+  #seal(): void {
+    const open = this.#open;
+    this.#sealWanted = false;
+    if (open.empty) return;
+    const whole = open.payload();
+    const small = whole.length <= this.#options.segmentSize / SMALL_SHARE;
+    const payload = small ? copyOf(whole) : whole;
+    if (!small) {
+      this.#staging = this.#spare ?? Buffer.allocUnsafeSlow(this.#options.segmentSize);
+      this.#spare = undefined;
+    }
+    this.#payloads.set(open.slot, payload);
+    const sealed = { slot: open.slot, payload, records: open.encodeRecords(), facts: undefined };
+    this.#queue.push(sealed);
+    this.#open = new OpenSegment(open.slot + 1, this.#options.blockSize, this.#staging);
+    this.#pump();
+  }
+
+  #pump(): void {
+    while (this.#failure === undefined) {
+      const next = this.#queue[0];
+      if (next === undefined || this.#underWay.size >= this.#options.uploads) return;
+      if (next.slot >= this.#durable + WINDOW) return;
+      this.#queue.shift();
+      this.#underWay.set(next.slot, next);
+      void this.#upload(next);
+    }
+  }
+
+  async #upload(sealed: Sealed): Promise<void> {
+    try {
+      await this.#send(sealed);
+    } catch (error) {
+      this.#fail(
+        error instanceof DiskError
+          ? error
+          : new DiskError('refused', `the log can't be written: ${(error as Error).message}`, {
+              cause: error,
+            }),
+      );
+      return;
+    }
+    if (this.#failure !== undefined) return;
+    this.#underWay.delete(sealed.slot);
+    this.#done.set(sealed.slot, sealed);
+    this.#advance();
+    if (this.#sealWanted && this.#underWay.size + this.#queue.length < FLUSH_UPLOADS) this.#seal();
+    this.#pump();
+  }
+
+  #advance(): void {
+    const before = this.#durable;
+    for (;;) {
+      const sealed = this.#done.get(this.#durable);
+      if (sealed === undefined) break;
+      this.#done.delete(this.#durable);
+      this.#durable++;
+      this.#dirty -= sealed.payload.length + sealed.records.length;
+      this.#keep(sealed);
+      this.#events.durable(sealed.facts as SegmentFacts);
+    }
+    if (this.#durable === before) return;
+    const answered = this.#waiters.filter((waiter) => waiter.slot < this.#durable);
+    if (answered.length === 0) return;
+    this.#waiters = this.#waiters.filter((waiter) => waiter.slot >= this.#durable);
+    for (const waiter of answered) waiter.resolve();
+  }
+
+  /** Uploaded segments stay for readers, the newest ones, up to the limit. */
+  #keep({ slot, payload }: Sealed): void {
+    this.#residentBytes += payload.buffer.byteLength;
+    this.#resident.push(slot);
+    while (this.#residentBytes > this.#options.residentLimit) {
+      this.#forget(this.#resident.shift() as number);
+    }
+  }
+
+  #forget(slot: number): void {
+    const payload = this.#payloads.get(slot) as Buffer;
+    this.#payloads.delete(slot);
+    this.#residentBytes -= payload.buffer.byteLength;
+    if (this.#holders === 0 && payload.buffer.byteLength === this.#options.segmentSize) {
+      this.#spare ??= Buffer.from(payload.buffer, 0);
+    }
+  }
+
+  /** While `run` is under way no buffer is used again: what `payload` answered stays as it is. */
+  async holding<T>(run: () => Promise<T>): Promise<T> {
+    this.#holders++;
+    try {
+      return await run();
+    } finally {
+      this.#holders--;
+    }
+  }
+
+  /** Segments before `slot` are needed no more. */
+  forgetBefore(slot: number): void {
+    while (this.#resident.length > 0 && (this.#resident[0] as number) < slot) {
+      this.#forget(this.#resident.shift() as number);
+    }
+  }
+
+  async #send(sealed: Sealed): Promise<void> {
+    const { epoch, writer, frameSize, prefix } = this.#options;
+    const identity = { kind: BlobKind.segment, number: sealed.slot, n: 0, epoch, writer };
+    const frames = [sealed.records, ...framesOf(sealed.payload, frameSize)];
+    const blob = await this.#codec.encode(identity, frames, sealed.slot + 1);
+    sealed.facts = { header: blob.header, table: blob.table };
+    const key = `${prefix}/${segmentName(sealed.slot)}`;
+    const body = blob.parts;
+    const crc = crcOf(body);
+    const requests = this.#requests;
+    for (let attempt = 0; ; attempt++) {
+      if (this.#failure !== undefined) throw this.#failure;
+      try {
+        if (!this.#options.conditional && (await this.#isMine(key, blob))) return;
+        await requests.put(key, body, { ifNoneMatch: '*', crc32: crc });
+        this.#answered();
+        return;
+      } catch (error) {
+        if (requests.signal.aborted) {
+          throw new DiskError('closed', `put ${key}: the disk was closed`, { cause: error });
+        }
+        if (failureKind(error) === 'precondition') {
+          const mine = await requests.retry(
+            `get ${key}`,
+            () => this.#isMine(key, blob),
+            Number.POSITIVE_INFINITY,
+          );
+          if (mine) return this.#answered();
+          // It went away between the two: nobody deletes what is not durable yet. Try again.
+        } else if (isRefusal(error)) {
+          this.#refused(error);
+        } else if (!isTransient(error)) {
+          throw error;
+        }
+        requests.failed(error);
+        await requests.clock.sleep(requests.backoff(attempt), requests.signal);
+      }
+    }
+  }
+
+  /**
+   * Whether the slot holds what we are about to write; false when it is empty.
+   * @throws DiskError `fenced` when somebody else's is in it
+   */
+  async #isMine(key: string, blob: EncodedBlob): Promise<boolean> {
+    this.#requests.counters.gets++;
+    let start: Buffer;
+    try {
+      start = (
+        await this.#requests.objects.get(key, {
+          range: { start: 0, end: HEADER_BYTES },
+          signal: this.#requests.signal,
+        })
+      ).body;
+    } catch (error) {
+      if (failureKind(error) === 'not-found') return false;
+      throw error;
+    }
+    const { header } = decodeHead(key, start);
+    if (header.crc === blob.header.crc && header.writer === blob.header.writer) return true;
+    throw fenced(key, header.epoch, this.#options.epoch);
+  }
+
+  /** Looks whether somebody has taken over while nothing was written. */
+  async probe(): Promise<void> {
+    if (this.#failure !== undefined || this.#underWay.size > 0 || this.#queue.length > 0) return;
+    const slot = this.#durable;
+    const key = `${this.#options.prefix}/${segmentName(slot)}`;
+    try {
+      this.#requests.counters.gets++;
+      const range = { start: 0, end: HEADER_BYTES };
+      const { body } = await this.#requests.objects.get(key, {
+        range,
+        signal: this.#requests.signal,
+      });
+      const { header } = decodeHead(key, body);
+      if (header.writer !== this.#options.writer) {
+        this.#fail(fenced(key, header.epoch, this.#options.epoch));
+      }
+    } catch (error) {
+      if (failureKind(error) !== 'not-found') this.#requests.log('info', (error as Error).message);
+    }
+  }
+
+  #answered(): void {
+    this.#requests.succeeded();
+    if (this.#refusal === undefined) return;
+    this.#refusal = undefined;
+    this.#requests.log('info', `${this.#requests.objects.description} takes our writes again`);
+  }
+
+  #refused(error: unknown): void {
+    if (this.#refusal === undefined) {
+      this.#requests.log('error', `${(error as Error).message}; nothing can be made durable`);
+    }
+    this.#refusal = error;
+    this.#reject(
+      (waiter) => waiter.patience !== Number.POSITIVE_INFINITY,
+      () => refused(error),
+    );
+  }
+
+  #fail(error: DiskError): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
+    this.#queue.length = 0;
+    this.#reject(
+      () => true,
+      () => error,
+    );
+    this.#events.failed(error);
+  }
+}
+
+function fenced(key: string, theirs: number, ours: number): DiskError {
+  return new DiskError(
+    'fenced',
+    `${key}: another writer has opened the disk (epoch ${theirs}, ours is ${ours}); this one is finished. Its writes since the last flush are not in the disk`,
+    { operation: 'write', path: key },
+  );
+}
+
+function refused(cause: unknown): DiskError {
+  return new DiskError(
+    'refused',
+    `the bucket refuses writes: ${(cause as Error).message}; what is not durable is kept and sent when it takes it`,
+    { cause },
+  );
+}
+
+/** In memory of its own, so that what keeps a few bytes alive is a few bytes. */
+function copyOf(bytes: Buffer): Buffer {
+  const copy = Buffer.allocUnsafeSlow(bytes.length);
+  bytes.copy(copy);
+  return copy;
+}
+
+function crcOf(parts: readonly Uint8Array[]): number {
+  let crc = 0;
+  for (const part of parts) crc = crc32(part, crc);
+  return crc;
+}

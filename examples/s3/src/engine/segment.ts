@@ -1,0 +1,123 @@
+/**
+ * A log segment: a list of changes in the order in which they were made, and the data of the writes among
+ * them, one after the other. Frame 0 of its object is the list, the others are the data.
+ *
+ * Records, 16 bytes: u8 type, u32 blocks at 4, f64 at 8: the block on the disk; for `resize` the blocks
+ * that the disk has from now on; for `checkpoint` the number of the manifest, of the segment's own epoch,
+ * that counts from now on. A claim is a segment without records: the first of its epoch.
+ */
+import type { DataOut } from 'tcmu';
+import { damaged } from './errors.js';
+
+export const RecordType = { data: 1, zero: 2, resize: 3, checkpoint: 4 } as const;
+export type RecordType = (typeof RecordType)[keyof typeof RecordType];
+
+export interface LogRecord {
+  readonly type: RecordType;
+  readonly block: number;
+  readonly blocks: number;
+}
+
+const RECORD_BYTES = 16;
+/** Most blocks one record counts. */
+export const MAX_RECORD_BLOCKS = 0xffffffff;
+
+/** The segment that is being filled. Data is copied in once, from where the initiator has it. */
+export class OpenSegment {
+  readonly slot: number;
+  readonly #blockSize: number;
+  readonly #buffer: Buffer;
+  /** Type, blocks, block; three numbers a record. */
+  readonly #records: number[] = [];
+  #used = 0;
+
+  constructor(slot: number, blockSize: number, buffer: Buffer) {
+    this.slot = slot;
+    this.#blockSize = blockSize;
+    this.#buffer = buffer;
+  }
+
+  /** Bytes of data in it. */
+  get used(): number {
+    return this.#used;
+  }
+
+  get empty(): boolean {
+    return this.#records.length === 0;
+  }
+
+  /** Bytes it takes: data and list. */
+  get cost(): number {
+    return this.#used + (this.#records.length / 3) * RECORD_BYTES;
+  }
+
+  fits(length: number): boolean {
+    return this.#used + length <= this.#buffer.length;
+  }
+
+  /** @returns where in the segment's data it is */
+  append(block: number, data: DataOut | Uint8Array): number {
+    const offset = this.#used;
+    if (data instanceof Uint8Array) this.#buffer.set(data, offset);
+    else data.copyTo(this.#buffer, offset);
+    this.#used += data.length;
+    this.#record(RecordType.data, block, data.length / this.#blockSize);
+    return offset;
+  }
+
+  /** Zeros, a new size, a checkpoint. */
+  note(type: Exclude<RecordType, 1>, block: number, blocks = 0): void {
+    this.#record(type, block, blocks);
+  }
+
+  #record(type: RecordType, block: number, blocks: number): void {
+    const records = this.#records;
+    const last = records.length - 3;
+    const follows =
+      type <= RecordType.zero &&
+      records[last] === type &&
+      (records[last + 2] as number) + (records[last + 1] as number) === block &&
+      (records[last + 1] as number) + blocks <= MAX_RECORD_BLOCKS;
+    if (follows) (records[last + 1] as number) += blocks;
+    else records.push(type, blocks, block);
+  }
+
+  /** The data as it is now; the same memory. */
+  payload(): Buffer {
+    return this.#buffer.subarray(0, this.#used);
+  }
+
+  encodeRecords(): Buffer {
+    const records = this.#records;
+    const bytes = Buffer.alloc((records.length / 3) * RECORD_BYTES);
+    for (let i = 0, at = 0; i < records.length; i += 3, at += RECORD_BYTES) {
+      bytes[at] = records[i] as number;
+      bytes.writeUInt32LE(records[i + 1] as number, at + 4);
+      bytes.writeDoubleLE(records[i + 2] as number, at + 8);
+    }
+    return bytes;
+  }
+}
+
+/** @throws DiskError `damaged` */
+export function decodeRecords(key: string, bytes: Buffer): LogRecord[] {
+  if (bytes.length % RECORD_BYTES !== 0) throw damaged(key, 'its list of changes makes no sense');
+  const records: LogRecord[] = [];
+  for (let at = 0; at < bytes.length; at += RECORD_BYTES) {
+    const type = bytes[at] as RecordType;
+    const block = bytes.readDoubleLE(at + 8);
+    if (type < 1 || type > 4 || !Number.isSafeInteger(block) || block < 0) {
+      throw damaged(key, 'its list of changes makes no sense');
+    }
+    records.push({ type, blocks: bytes.readUInt32LE(at + 4), block });
+  }
+  return records;
+}
+
+/** Data of a segment in frames of `frameSize`, without copying. */
+export function framesOf(data: Buffer, frameSize: number): Buffer[] {
+  const frames: Buffer[] = [];
+  for (let at = 0; at < data.length; at += frameSize)
+    frames.push(data.subarray(at, at + frameSize));
+  return frames;
+}

@@ -1,0 +1,59 @@
+/**
+ * Snapshots and clones of a disk that somebody else may be writing: only pins are made.
+ *
+ * A pin is good if no manifest newer than the one it names had appeared when it was there: whoever makes
+ * one lists the pins before deleting anything. If one had, the pin is taken back and made anew.
+ */
+import { DiskError } from './errors.js';
+import { pinName } from './names.js';
+import { type DiskState, listManifests, loadState, type OpeningParts } from './opening.js';
+import { loadPin, type Pin, savePin } from './records.js';
+import type { Requests } from './requests.js';
+
+const MAX_ATTEMPTS = 20;
+
+/** What of a pin its maker chooses. */
+export type PinPurpose = Pick<Pin, 'name' | 'kind' | 'clone'>;
+
+export function pinOf(state: DiskState, purpose: PinPurpose, end: number): Pin {
+  const { n, epoch, cut } = state.manifest;
+  const { size } = state.image;
+  return { ...purpose, n, epoch, from: cut, to: end, size, created: new Date().toISOString() };
+}
+
+/**
+ * Pins what is in the bucket now: all that was flushed, perhaps more, always a prefix of the writes.
+ * @throws DiskError `in-use` when the name is taken, or the disk changes too fast
+ */
+export async function pinNow(parts: OpeningParts, purpose: PinPurpose): Promise<Pin> {
+  const { requests, prefix } = parts;
+  for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
+    const before = (await listManifests(requests, prefix))[0];
+    const state = await loadState(parts);
+    const pin = pinOf(state, purpose, state.slot);
+    await savePin(requests, prefix, pin);
+    const after = (await listManifests(requests, prefix))[0];
+    if (before?.n === after?.n && before?.epoch === after?.epoch) return pin;
+    await requests.delete([`${prefix}/${pinName(pin.name)}`]);
+  }
+  throw new DiskError(
+    'in-use',
+    `${prefix}: checkpoints follow each other too fast for a snapshot from outside; try again`,
+  );
+}
+
+/** @throws DiskError `not-a-disk`; `in-use` for what a clone needs */
+export async function deleteSnapshot(
+  requests: Requests,
+  prefix: string,
+  name: string,
+): Promise<void> {
+  const pin = await loadPin(requests, prefix, name);
+  if (pin.kind === 'clone') {
+    throw new DiskError(
+      'in-use',
+      `${prefix}: ${name} is what the clone ${pin.clone} needs: delete the clone`,
+    );
+  }
+  await requests.delete([`${prefix}/${pinName(name)}`]);
+}

@@ -1,0 +1,849 @@
+/**
+ * A disk in a bucket.
+ *
+ * What it promises:
+ * - A settled `flush`, a settled write with `fua`, and with `writeCache: false` every settled change, is in
+ *   the bucket (with a journal: on this host's disk). After a crash the disk is what a prefix of the
+ *   acknowledged changes made of it, everything flushed included.
+ * - From the moment another writer has opened the disk, no flush of this one succeeds, and as soon as it
+ *   has noticed, no write; none of its later bytes is ever seen.
+ * - What is read has been verified; damage is an error that names the object.
+ * - While the bucket doesn't answer, what is in memory is served, writes are taken up to the dirty limit,
+ *   and whoever waits longer than `patienceMs` is told NOT READY; nothing is acknowledged that isn't so.
+ *
+ * Layers: `engine/log-writer` appends and uploads, `engine/disk-image` reads, `engine/checkpoint` moves the
+ * log into chunks, `engine/garbage` deletes what is not needed, `engine/opening` finds all that after a
+ * crash and keeps rivals out.
+ */
+import { randomBytes } from 'node:crypto';
+import {
+  ArgumentError,
+  type BlockExtent,
+  type BlockStore,
+  type DataIn,
+  type DataOut,
+  type MaybePromise,
+  type WriteContext,
+} from 'tcmu';
+import { SenseError, SenseKey, sense } from 'tcmu/scsi';
+import { MemoryDataIn } from 'tcmu/store';
+import { BlobCodec } from './engine/blob.js';
+import { Checkpointer } from './engine/checkpoint.js';
+import type { Manifest } from './engine/chunk-map.js';
+import type { DiskImage } from './engine/disk-image.js';
+import { DiskError, damaged, Gone } from './engine/errors.js';
+import { FileCache } from './engine/file-cache.js';
+import { FrameCache } from './engine/frame-cache.js';
+import { collectSuperseded, type SweepResult, sweep } from './engine/garbage.js';
+import { Journal } from './engine/journal.js';
+import { LogWriter } from './engine/log-writer.js';
+import { pinName } from './engine/names.js';
+import {
+  claim,
+  type DiskState,
+  listManifests,
+  loadPinned,
+  loadState,
+  type OpeningParts,
+  probeFencing,
+} from './engine/opening.js';
+import {
+  type DiskRecord,
+  type KeySource,
+  loadDisk,
+  loadKeyring,
+  loadPin,
+  type Pin,
+  savePin,
+} from './engine/records.js';
+import {
+  type Clock,
+  isRefusal,
+  type Log,
+  type RequestCounters,
+  Requests,
+  systemClock,
+} from './engine/requests.js';
+import type { SegmentFacts } from './engine/segment-facts.js';
+import { pinNow, pinOf } from './engine/snapshots.js';
+import { failureKind, type ObjectStore } from './object-store.js';
+
+const MiB = 1024 * 1024;
+
+export interface OpenOptions {
+  /**
+   * `write` (default): as the one writer; any other is fenced off. `follow`: read-only, a consistent
+   * state that follows the writer's.
+   */
+  mode?: 'write' | 'follow' | undefined;
+  /** Read-only, as of this snapshot. */
+  snapshot?: string | undefined;
+  /** Of an encrypted disk. */
+  key?: KeySource | undefined;
+  /**
+   * `required` (default): refuse a store that ignores conditional writes. `none`: take it; you make sure
+   * that there is only one writer.
+   */
+  fencing?: 'required' | 'none' | undefined;
+  /** Acknowledge writes when they are in memory (default), or when they are durable (false). */
+  writeCache?: boolean | undefined;
+  /** Bytes of data in a log segment. Default 4 MiB. */
+  segmentSize?: number | undefined;
+  /** Bytes acknowledged and not durable, at most. Default 64 MiB. */
+  dirtyLimit?: number | undefined;
+  /** Bytes of memory for what was read and what was written lately. Default 64 MiB. */
+  cacheSize?: number | undefined;
+  /** Bytes of memory for the chunk map. Default 32 MiB. */
+  mapSize?: number | undefined;
+  /** Bytes of log from which on it is moved into chunks. Default 512 MiB. */
+  logLimit?: number | undefined;
+  /** Segments of log from which on it is moved. Default 4096. */
+  segmentLimit?: number | undefined;
+  /** Uploads of segments at a time, 1 to 16. Default 8. */
+  uploads?: number | undefined;
+  /** Milliseconds after which what is written goes to the bucket without a flush. Default 2000. */
+  writeBackMs?: number | undefined;
+  /** Milliseconds between looks for another writer (or, following, for news). Default 2000; 0: never. */
+  watchMs?: number | undefined;
+  /** Milliseconds a request may wait for the bucket, below the initiator's time-out. Default 25000. */
+  patienceMs?: number | undefined;
+  /** Default true. */
+  readAhead?: boolean | undefined;
+  /** A local file that keeps what was read, also over restarts. */
+  cacheFile?: string | undefined;
+  /** Bytes. Default 1 GiB. */
+  cacheFileSize?: number | undefined;
+  /**
+   * A local file that makes a flush durable **on this host only**, until it is in the bucket. If the
+   * host's disk is lost, so is what was flushed lately; another host must not open the disk before this one
+   * has been opened again, or it is lost too.
+   */
+  journal?: string | undefined;
+  /** Throw away what a journal holds that can't be applied any more. */
+  discardJournal?: boolean | undefined;
+  onLog?: Log | undefined;
+  /** For tests. */
+  clock?: Clock | undefined;
+  /** 16 hexadecimal digits that no other writer has. For tests. */
+  writer?: string | undefined;
+}
+
+/** Counters since the disk was opened, and sizes now. */
+export interface DiskStatistics extends RequestCounters {
+  reads: number;
+  writes: number;
+  flushes: number;
+  bytesUserRead: number;
+  bytesUserWritten: number;
+  cacheHits: number;
+  cacheMisses: number;
+  cacheFileHits: number;
+  /** Bytes of memory. */
+  cacheBytes: number;
+  mapBytes: number;
+  logBytesInMemory: number;
+  logRuns: number;
+  /** Bytes acknowledged and not in the bucket. */
+  dirtyBytes: number;
+  /** Bytes and segments of log in the bucket. */
+  logBytes: number;
+  logSegments: number;
+  checkpoints: number;
+  chunksWritten: number;
+  bytesRelocated: number;
+  objectsCollected: number;
+  /** Milliseconds for which the bucket has not answered; 0: it does. */
+  outageMs: number;
+}
+
+export class S3Disk implements BlockStore {
+  readonly blockSize: number;
+  readonly physicalBlockSize = 4096;
+  readonly readOnly: boolean;
+  readonly writeCache: boolean;
+  readonly supportsFua = true;
+  readonly optimalTransferLength = MiB;
+  readonly unmapGranularity: number;
+  readonly record: DiskRecord;
+  readonly prefix: string;
+  readonly snapshotName: string | undefined;
+  readonly #requests: Requests;
+  readonly #codec: BlobCodec;
+  readonly #parts: OpeningParts;
+  readonly #cache: FrameCache;
+  readonly #fileCache: FileCache | undefined;
+  readonly #options: OpenOptions;
+  readonly #segmentSize: number;
+  #state: DiskState;
+  #log: LogWriter | undefined;
+  #journal: Journal | undefined;
+  #checkpointer: Checkpointer | undefined;
+  #checkpointing: Promise<unknown> | undefined;
+  /** Checkpoints, snapshots and sweeps, one after the other. */
+  #serial: Promise<unknown> = Promise.resolve();
+  #reloading: Promise<void> | undefined;
+  #logBytes = 0;
+  #closed = false;
+  #lastWrite = 0;
+  #counts = {
+    reads: 0,
+    writes: 0,
+    flushes: 0,
+    bytesUserRead: 0,
+    bytesUserWritten: 0,
+    checkpoints: 0,
+    chunksWritten: 0,
+    bytesRelocated: 0,
+    objectsCollected: 0,
+  };
+
+  private constructor(
+    parts: OpeningParts,
+    state: DiskState,
+    options: OpenOptions,
+    readOnly: boolean,
+  ) {
+    this.#parts = parts;
+    this.#state = state;
+    this.#options = options;
+    this.#requests = parts.requests;
+    this.#codec = parts.codec;
+    this.#cache = parts.cache;
+    this.#fileCache = parts.fileCache;
+    this.record = parts.disk;
+    this.prefix = parts.prefix;
+    this.blockSize = parts.disk.blockSize;
+    this.unmapGranularity = this.blockSize;
+    this.readOnly = readOnly;
+    this.writeCache = !readOnly && (options.writeCache ?? true);
+    this.snapshotName = options.snapshot;
+    this.#segmentSize = options.segmentSize ?? 4 * MiB;
+  }
+
+  /**
+   * Opens a disk. As the writer it is replayed, and any other writer is fenced off, before this settles.
+   * @throws DiskError `not-a-disk`, `format`, `key`, `no-fencing`, `damaged`, `unreachable`, `journal`;
+   *   ObjectStoreError when the bucket refuses; ArgumentError
+   */
+  static async open(
+    objects: ObjectStore,
+    prefix: string,
+    options: OpenOptions = {},
+  ): Promise<S3Disk> {
+    const { clock = systemClock, onLog = () => {}, patienceMs = 25_000 } = options;
+    const requests = new Requests(objects, clock, onLog, patienceMs);
+    const disk = await loadDisk(requests, prefix);
+    checkOptions(options, disk);
+    const keyring = await loadKeyring(requests, prefix, disk, options.key);
+    const codec = new BlobCodec(disk.id, disk.compression, keyring);
+    const cacheSize = options.cacheSize ?? 64 * MiB;
+    const readOnly = options.mode === 'follow' || options.snapshot !== undefined;
+    let self: S3Disk | undefined;
+    const fileCache =
+      options.cacheFile === undefined
+        ? undefined
+        : FileCache.open(options.cacheFile, disk.frameSize, options.cacheFileSize ?? 1024 * MiB);
+    const parts: OpeningParts = {
+      requests,
+      codec,
+      prefix,
+      disk,
+      cache: new FrameCache(readOnly ? cacheSize : cacheSize / 2),
+      fileCache,
+      payload: (slot) => (self === undefined ? undefined : self.#log?.payload(slot)),
+      readAhead: options.readAhead ?? true,
+      mapLimit: options.mapSize ?? 32 * MiB,
+    };
+    try {
+      if (options.snapshot !== undefined) {
+        const pin = await loadPin(requests, prefix, options.snapshot);
+        self = new S3Disk(parts, await loadPinned(parts, pin), options, true);
+      } else if (readOnly) {
+        self = new S3Disk(parts, await loadState(parts), options, true);
+        void self.#watch();
+      } else {
+        self = await S3Disk.#openForWriting(parts, options, (disk) => {
+          self = disk;
+        });
+      }
+      return self;
+    } catch (error) {
+      requests.close();
+      await fileCache?.close();
+      throw error instanceof Gone ? damaged(error.key, 'it is missing') : error;
+    }
+  }
+
+  static async #openForWriting(
+    parts: OpeningParts,
+    options: OpenOptions,
+    known: (disk: S3Disk) => void,
+  ): Promise<S3Disk> {
+    const { requests, prefix } = parts;
+    const writer = options.writer ?? randomBytes(8).toString('hex');
+    const conditional = options.fencing !== 'none';
+    if (conditional)
+      await probeFencing(requests, prefix, `${writer}-${randomBytes(4).toString('hex')}`);
+    else requests.log('warning', `fencing is off: make sure that nobody else writes ${prefix}`);
+    const journal =
+      options.journal === undefined
+        ? undefined
+        : Journal.open(options.journal, parts.disk, parts.codec, requests.log);
+    if (journal !== undefined) {
+      const before = await loadState(parts);
+      journal.check(before, options.discardJournal ?? false);
+    }
+    const state = await claim(parts, writer, conditional);
+    const [newest] = await listManifests(requests, prefix);
+    const self = new S3Disk(parts, state, options, false);
+    known(self);
+    self.#begin(state, writer, conditional, newest?.n ?? 0);
+    if (journal !== undefined) await self.#replay(journal, state);
+    self.#journal = journal;
+    void self.#watch();
+    return self;
+  }
+
+  #begin(state: DiskState, writer: string, conditional: boolean, newest: number): void {
+    const { codec, disk, prefix } = this.#parts;
+    const options = this.#options;
+    const { image, epoch, claims } = state;
+    const segmentSize = this.#segmentSize;
+    const log = new LogWriter(
+      this.#requests,
+      codec,
+      state.slot,
+      {
+        prefix,
+        epoch,
+        writer,
+        blockSize: disk.blockSize,
+        frameSize: disk.frameSize,
+        segmentSize,
+        dirtyLimit: options.dirtyLimit ?? 64 * MiB,
+        residentLimit: (options.cacheSize ?? 64 * MiB) / 2,
+        uploads: options.uploads ?? 8,
+        patience: options.patienceMs ?? 25_000,
+        conditional,
+      },
+      {
+        durable: (facts) => this.#durable(facts),
+        failed: (error) => this.#requests.log('error', error.message),
+      },
+    );
+    this.#log = log;
+    this.#measureLog();
+    this.#checkpointer = new Checkpointer(
+      {
+        requests: this.#requests,
+        codec,
+        prefix,
+        image,
+        log,
+        epoch,
+        writer,
+        claims,
+        logLimit: this.#logLimit,
+        segmentLimit: this.#segmentLimit,
+        segmentSize,
+      },
+      newest,
+    );
+  }
+
+  get #logLimit(): number {
+    return this.#options.logLimit ?? 512 * MiB;
+  }
+
+  get #segmentLimit(): number {
+    return this.#options.segmentLimit ?? 4096;
+  }
+
+  get #image(): DiskImage {
+    return this.#state.image;
+  }
+
+  get size(): number {
+    return this.#image.size;
+  }
+
+  /** The manifest that counts. */
+  get manifest(): Manifest {
+    return this.#state.manifest;
+  }
+
+  get epoch(): number {
+    return this.#state.epoch;
+  }
+
+  /** Why nothing can be written any more; undefined while all is well. */
+  get failure(): DiskError | undefined {
+    return this.#log?.failure;
+  }
+
+  /** Every so often: what is written goes out, a rival or news are noticed. */
+  async #watch(): Promise<void> {
+    const { watchMs = 2000, writeBackMs = 2000 } = this.#options;
+    const { clock, signal } = this.#requests;
+    const pace = Math.min(watchMs || Number.POSITIVE_INFINITY, writeBackMs);
+    let looked = clock.now();
+    while (!signal.aborted) {
+      await clock.sleep(pace, signal);
+      if (signal.aborted) return;
+      const now = clock.now();
+      if (now - this.#lastWrite >= writeBackMs) this.#log?.writeBack();
+      if (watchMs === 0 || now - looked < watchMs) continue;
+      looked = now;
+      try {
+        if (this.#log !== undefined) await this.#log.probe();
+        else await this.refresh();
+      } catch (error) {
+        if (!signal.aborted) this.#requests.log('warning', (error as Error).message);
+      }
+    }
+  }
+
+  #durable(facts: SegmentFacts): void {
+    this.#image.segments.set(facts.header.number, facts);
+    this.#logBytes += facts.header.length;
+    this.#journal?.durable(facts.header.number);
+    this.#state.slot = facts.header.next;
+    if (!this.#logFull(1) || this.#checkpointing !== undefined) return;
+    this.#checkpointing = this.#maintain().finally(() => {
+      this.#checkpointing = undefined;
+    });
+  }
+
+  #logFull(times: number): boolean {
+    return (
+      this.#logBytes > this.#logLimit * times ||
+      this.#image.segments.size > this.#segmentLimit * times
+    );
+  }
+
+  #measureLog(): void {
+    this.#logBytes = 0;
+    for (const { header } of this.#image.segments.values()) this.#logBytes += header.length;
+  }
+
+  /** Until the log is short enough; a failure is told, and met again at the next segment. */
+  async #maintain(): Promise<void> {
+    try {
+      while (this.#logFull(1) && !this.#closed) {
+        if (!(await this.#runCheckpoint(false))) return;
+      }
+    } catch (error) {
+      if (this.#closed || this.failure !== undefined) return;
+      this.#requests.log('warning', `checkpoint: ${(error as Error).message}; tried again later`);
+      await this.#requests.clock.sleep(1000, this.#requests.signal);
+    }
+  }
+
+  #inTurn<T>(run: () => Promise<T>): Promise<T> {
+    const turn = this.#serial.then(run, run);
+    this.#serial = turn.catch(() => {});
+    return turn;
+  }
+
+  #runCheckpoint(all: boolean): Promise<boolean> {
+    return this.#inTurn(async () => {
+      const result = await this.#checkpointer?.run(all);
+      if (result === undefined) return false;
+      this.#measureLog();
+      this.#counts.checkpoints++;
+      this.#counts.chunksWritten += result.chunksWritten;
+      this.#counts.bytesRelocated += result.bytesRelocated;
+      this.#counts.objectsCollected += await collectSuperseded(
+        this.#requests,
+        this.prefix,
+        result.superseded,
+      );
+      return true;
+    });
+  }
+
+  #writable(operation: string): LogWriter {
+    if (this.#closed) throw new DiskError('closed', `${operation}: the disk is closed`);
+    if (this.#log === undefined) {
+      throw new DiskError('read-only', `${operation}: the disk is open read-only`);
+    }
+    this.#log.check();
+    return this.#log;
+  }
+
+  read(position: number, data: DataIn): MaybePromise<void> {
+    this.#counts.reads++;
+    this.#counts.bytesUserRead += data.length;
+    try {
+      const answer = this.#image.read(position, data);
+      if (answer === undefined) return;
+      return answer.catch((error: unknown) => this.#readAgain(position, data, error));
+    } catch (error) {
+      throw translate(error, 'read');
+    }
+  }
+
+  /** A follower's map may name what the writer has collected: it is brought up to date. */
+  async #readAgain(position: number, data: DataIn, first: unknown): Promise<void> {
+    let error = first;
+    for (let attempt = 0; error instanceof Gone && attempt < 3; attempt++) {
+      if (this.#log !== undefined || this.snapshotName !== undefined) break;
+      try {
+        await this.#reload();
+        await this.#image.read(position, data);
+        return;
+      } catch (again) {
+        error = again;
+      }
+    }
+    throw translate(error instanceof Gone ? damaged(error.key, 'it is missing') : error, 'read');
+  }
+
+  write(position: number, data: DataOut, context: WriteContext): MaybePromise<void> {
+    this.#counts.writes++;
+    this.#counts.bytesUserWritten += data.length;
+    try {
+      const log = this.#writable('write');
+      if (data.isZero()) this.#zero(log, position, data.length);
+      else if (data.length <= this.#segmentSize && log.room(data.length) && !this.#logFull(2)) {
+        this.#append(log, position, data);
+      } else return this.#writeInPieces(log, position, data, context.fua);
+      if (context.fua || !this.writeCache) return this.#flush();
+    } catch (error) {
+      throw translate(error, 'write');
+    }
+  }
+
+  async #writeInPieces(
+    log: LogWriter,
+    position: number,
+    data: DataOut,
+    fua: boolean,
+  ): Promise<void> {
+    try {
+      for (let at = 0; at < data.length; at += this.#segmentSize) {
+        const piece = data.slice(at, Math.min(data.length, at + this.#segmentSize));
+        await this.#makeRoom(log, piece.length);
+        this.#append(log, position + at, piece);
+      }
+    } catch (error) {
+      throw translate(error, 'write');
+    }
+    if (fua || !this.writeCache) await this.#flush();
+  }
+
+  /** In the buffer, and in a log that checkpoints can't keep short. */
+  async #makeRoom(log: LogWriter, length: number): Promise<void> {
+    while (this.#logFull(2) && this.#checkpointing !== undefined) await this.#checkpointing;
+    if (!log.room(length)) await log.makeRoom(length);
+    this.#writable('write');
+  }
+
+  #append(log: LogWriter, position: number, data: DataOut | Uint8Array): void {
+    const block = position / this.blockSize;
+    const { slot, offset } = log.append(block, data);
+    this.#image.index.put(block, data.length / this.blockSize, slot, offset);
+    this.#journal?.noteData(slot, position, data);
+    this.#lastWrite = this.#requests.clock.now();
+  }
+
+  #zero(log: LogWriter, position: number, length: number): void {
+    const block = position / this.blockSize;
+    const blocks = length / this.blockSize;
+    const slot = log.zero(block, blocks);
+    this.#image.zero(block, blocks, slot);
+    this.#journal?.noteZero(slot, position, length);
+    this.#lastWrite = this.#requests.clock.now();
+  }
+
+  flush(): Promise<void> {
+    this.#counts.flushes++;
+    return this.#flush();
+  }
+
+  async #flush(): Promise<void> {
+    try {
+      const log = this.#writable('flush');
+      if (this.#journal === undefined) await log.flush();
+      else await this.#journal.flush(log);
+    } catch (error) {
+      throw translate(error, 'write');
+    }
+  }
+
+  async unmap(position: number, length: number): Promise<void> {
+    await this.#discard(position, length);
+  }
+
+  async writeZeroes(position: number, length: number): Promise<void> {
+    await this.#discard(position, length);
+  }
+
+  async #discard(position: number, length: number): Promise<void> {
+    try {
+      const log = this.#writable('unmap');
+      if (!log.room(0) || this.#logFull(2)) await this.#makeRoom(log, 0);
+      this.#zero(log, position, length);
+    } catch (error) {
+      throw translate(error, 'write');
+    }
+    if (!this.writeCache) await this.#flush();
+  }
+
+  async writeSame(position: number, length: number, block: Uint8Array): Promise<void> {
+    if (block.every((byte) => byte === 0)) return this.#discard(position, length);
+    try {
+      const log = this.#writable('write');
+      const pattern = Buffer.alloc(Math.min(length, this.#segmentSize, MiB), block);
+      for (let at = 0; at < length; at += pattern.length) {
+        const piece = pattern.subarray(0, Math.min(pattern.length, length - at));
+        await this.#makeRoom(log, piece.length);
+        this.#append(log, position + at, piece);
+      }
+    } catch (error) {
+      throw translate(error, 'write');
+    }
+    if (!this.writeCache) await this.#flush();
+  }
+
+  /** Nothing comes between the look that compares and the write: both are in one turn. */
+  async compareAndWrite(
+    position: number,
+    expected: Uint8Array,
+    replacement: Uint8Array,
+  ): Promise<number> {
+    const current = new MemoryDataIn(Buffer.allocUnsafe(expected.length));
+    try {
+      const log = this.#writable('compare and write');
+      for (;;) {
+        await this.#makeRoom(log, replacement.length);
+        const pending = this.#image.read(position, current);
+        if (pending !== undefined) {
+          await pending;
+          continue;
+        }
+        const at = firstDifference(current.bytes, expected);
+        if (at >= 0) return at;
+        this.#append(log, position, replacement);
+        break;
+      }
+    } catch (error) {
+      throw translate(error, 'write');
+    }
+    if (!this.writeCache) await this.#flush();
+    return -1;
+  }
+
+  async blockStatus(position: number, length: number): Promise<readonly BlockExtent[]> {
+    try {
+      return await this.#image.status(position, length);
+    } catch (error) {
+      throw translate(error, 'read');
+    }
+  }
+
+  /** Durable when settled. What is cut off is gone; it is zeros if the disk grows again. */
+  async resize(size: number): Promise<void> {
+    if (!Number.isSafeInteger(size) || size <= 0 || size % this.blockSize !== 0) {
+      throw new ArgumentError(`size ${size} must be a multiple of ${this.blockSize} above 0`);
+    }
+    try {
+      const log = this.#writable('resize');
+      if (size < this.size) this.#zero(log, size, this.size - size);
+      this.#setSize(log, size);
+      await this.#flush();
+    } catch (error) {
+      throw translate(error, 'write');
+    }
+  }
+
+  #setSize(log: LogWriter, size: number): void {
+    log.resize(size / this.blockSize);
+    this.#journal?.noteSize(log.slot, size);
+    this.#image.size = size;
+  }
+
+  /** Follows the writer. @returns whether anything is new */
+  async refresh(): Promise<boolean> {
+    if (this.#log !== undefined || this.snapshotName !== undefined) return false;
+    const { slot, manifest } = this.#state;
+    try {
+      if ((await this.#state.advance()) > 0) return true;
+    } catch (error) {
+      if (!(error instanceof Gone)) throw error;
+      await this.#reload();
+      return true;
+    }
+    // The end of the log, or collected while we looked away: then there is a newer manifest.
+    const [newest] = await listManifests(this.#requests, this.prefix);
+    if (newest === undefined || newest.n <= manifest.n) return false;
+    await this.#reload();
+    return this.#state.slot !== slot;
+  }
+
+  #reload(): Promise<void> {
+    this.#reloading ??= loadState(this.#parts)
+      .then((state) => {
+        this.#state.image.retire(state.image);
+        this.#state = state;
+      })
+      .finally(() => {
+        this.#reloading = undefined;
+      });
+    return this.#reloading;
+  }
+
+  /** Everything written so far into chunks: the log is empty then, and snapshots cost least. */
+  async checkpoint(): Promise<void> {
+    const log = this.#writable('checkpoint');
+    await log.flush();
+    await this.#runCheckpoint(true);
+  }
+
+  /**
+   * A snapshot: of a writer after a flush, else of what is in the bucket.
+   * @throws DiskError `in-use` when the name is taken, `fenced`
+   */
+  snapshot(name: string): Promise<Pin> {
+    const log = this.#log;
+    if (log === undefined) return pinNow(this.#parts, { name, kind: 'snapshot' });
+    return this.#inTurn(async () => {
+      this.#writable('snapshot');
+      const { size } = this;
+      await log.flush();
+      const pin = { ...pinOf(this.#state, { name, kind: 'snapshot' }, log.durable), size };
+      await savePin(this.#requests, this.prefix, pin);
+      // Fenced meanwhile, the successor may have collected what we have just pinned.
+      await log.probe();
+      if (log.failure === undefined) return pin;
+      await this.#requests.delete([`${this.prefix}/${pinName(name)}`]);
+      throw log.failure;
+    });
+  }
+
+  /** Deletes what nobody needs, by looking at every object's name. */
+  collect(onProgress?: (deleted: number) => void): Promise<SweepResult> {
+    return this.#inTurn(() =>
+      sweep(this.#requests, this.#codec, this.prefix, this.record, this.manifest, onProgress),
+    );
+  }
+
+  statistics(): DiskStatistics {
+    const image = this.#image;
+    return {
+      ...this.#requests.counters,
+      ...this.#counts,
+      cacheHits: this.#cache.hits,
+      cacheMisses: this.#cache.misses,
+      cacheFileHits: this.#fileCache?.hits ?? 0,
+      cacheBytes: this.#cache.bytes,
+      mapBytes: image.map.bytes,
+      logBytesInMemory: (this.#log?.residentBytes ?? 0) + (this.#log?.dirty ?? 0),
+      logRuns: image.index.runs,
+      dirtyBytes: this.#log?.dirty ?? 0,
+      logBytes: this.#logBytes,
+      logSegments: image.segments.size,
+      outageMs: this.#requests.outage,
+    };
+  }
+
+  /**
+   * Makes everything durable, however long that takes, and ends. A fenced disk is just closed.
+   * @param options.discard don't wait: what is not durable is lost
+   */
+  async close(options: { discard?: boolean } = {}): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    try {
+      const log = this.#log;
+      if (log !== undefined && log.failure === undefined && options.discard !== true) {
+        await log.flush(Number.POSITIVE_INFINITY);
+        await this.#serial;
+        await log.flush(Number.POSITIVE_INFINITY);
+      }
+    } catch (error) {
+      throw translate(error, 'write');
+    } finally {
+      this.#requests.close();
+      await this.#serial;
+      await this.#journal?.close();
+      await this.#fileCache?.close();
+    }
+  }
+
+  /** What the journal holds and the bucket does not goes to the bucket, before anybody is served. */
+  async #replay(journal: Journal, state: DiskState): Promise<void> {
+    const log = this.#log as LogWriter;
+    const count = await journal.replay(
+      state,
+      async (change) => {
+        if (change.type === 'size') {
+          this.#setSize(log, change.size);
+          return;
+        }
+        await this.#makeRoom(log, change.length);
+        if (change.type === 'zero') this.#zero(log, change.position, change.length);
+        else this.#append(log, change.position, change.data);
+      },
+      () => log.flush(Number.POSITIVE_INFINITY),
+    );
+    if (count > 0) this.#requests.log('info', `${count} changes of the journal are in the bucket`);
+  }
+}
+
+function checkOptions(options: OpenOptions, disk: DiskRecord): void {
+  const { segmentSize = 4 * MiB, uploads = 8, dirtyLimit = 64 * MiB } = options;
+  const good =
+    segmentSize % disk.frameSize === 0 && segmentSize > 0 && segmentSize <= 4096 * disk.frameSize;
+  if (!good) {
+    throw new ArgumentError(
+      `segmentSize ${segmentSize} must be a multiple of ${disk.frameSize} and at most ${4096 * disk.frameSize}`,
+    );
+  }
+  if (!Number.isInteger(uploads) || uploads < 1 || uploads > 16) {
+    throw new ArgumentError(`uploads ${uploads} must be 1 to 16`);
+  }
+  if (!(dirtyLimit >= segmentSize)) {
+    throw new ArgumentError(`dirtyLimit ${dirtyLimit} must be at least the segment size`);
+  }
+}
+
+function firstDifference(a: Uint8Array, b: Uint8Array): number {
+  if (Buffer.compare(a, b) === 0) return -1;
+  return a.findIndex((byte, i) => byte !== b[i]);
+}
+
+/** What the initiator is told; the cause says what happened. */
+export function translate(error: unknown, operation: 'read' | 'write'): Error {
+  if (SenseError.is(error)) return error;
+  const options = { cause: error };
+  if (error instanceof DiskError) {
+    switch (error.failure) {
+      case 'unreachable':
+        return sense.notReadyBecomingReady(options);
+      case 'fenced':
+      case 'refused':
+      case 'key':
+      case 'closed':
+        return manualIntervention(options);
+      case 'read-only':
+        return sense.writeProtected(options);
+      default:
+        return sense.mediumError(operation, options);
+    }
+  }
+  if (isRefusal(error)) return manualIntervention(options);
+  if (failureKind(error) !== undefined) return sense.notReadyBecomingReady(options);
+  return error as Error;
+}
+
+/** SPC-5: LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED. */
+function manualIntervention(options: { cause: unknown }): SenseError {
+  return new SenseError(
+    SenseKey.NOT_READY,
+    0x04,
+    0x03,
+    'LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED',
+    options,
+  );
+}

@@ -1,0 +1,112 @@
+/**
+ * Random work, killed at a random request, opened again: what was flushed is there, and the disk is what
+ * a prefix of the writes made of it. Every object is as it was written, and no garbage grows.
+ */
+import { describe, expect, it } from 'vitest';
+import type { S3Disk } from '../src/s3-disk.js';
+import { create, KiB, MiB, Model, open, readAll, write } from './support/disk.js';
+import { MemoryBucket, type MemoryClient } from './support/memory-objects.js';
+import { randomNumbers } from './support/random.js';
+
+const LIVES = 12;
+const STEPS = 120;
+
+/** Work until the client is dead or the steps are done. */
+async function work(
+  disk: S3Disk,
+  client: MemoryClient,
+  model: Model,
+  random: () => number,
+  blockSize: number,
+): Promise<void> {
+  const pick = (count: number): number => Math.floor(random() * count);
+  const killed = new Promise<void>((resolve) => {
+    const { onRequest } = client;
+    client.onRequest = () => {
+      onRequest?.();
+      if (client.dead) resolve();
+    };
+  });
+  for (let step = 0; step < STEPS && !client.dead; step++) {
+    const blocks = model.size / blockSize;
+    const first = pick(blocks);
+    const count = Math.min(1 + pick(random() < 0.2 ? 64 : 4), blocks - first);
+    const position = first * blockSize;
+    const length = count * blockSize;
+    const what = random();
+    let action: unknown;
+    if (what < 0.7) {
+      const bytes = Buffer.alloc(Math.min(length, 32 * KiB));
+      for (let i = 0; i < bytes.length; i += 4) bytes.writeUInt32LE(pick(2 ** 32), i);
+      model.note({ kind: 'data', position, bytes });
+      action = write(disk, position, bytes);
+    } else if (what < 0.8) {
+      model.note({ kind: 'zero', position, length });
+      action = disk.unmap(position, length);
+    } else if (what < 0.82) {
+      const size = MiB / 2 + pick(128) * 4 * KiB;
+      model.note({ kind: 'size', size });
+      const certain = model.changes;
+      action = disk.resize(size).then(() => model.certain(certain));
+    } else if (what < 0.86 && !client.dead) {
+      action = disk.checkpoint();
+    } else if (what < 0.95) {
+      const certain = model.changes;
+      // Nobody waits for it: flushes and writes run side by side.
+      disk.flush().then(
+        () => model.certain(certain),
+        () => {},
+      );
+    } else {
+      const found = readAll(disk, position, length);
+      action = found.then((bytes) => {
+        expect(bytes.equals(model.now().subarray(position, position + length))).toBe(true);
+      });
+    }
+    await Promise.race([action, killed]);
+    if (random() < 0.3) await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+const KINDS: [string, { blockSize: number; compression?: 'deflate'; key?: () => Buffer }][] = [
+  ['blocks of 4096 bytes', { blockSize: 4096 }],
+  ['blocks of 512 bytes', { blockSize: 512 }],
+  ['compressed', { blockSize: 4096, compression: 'deflate' }],
+  ['encrypted', { blockSize: 512, key: () => Buffer.alloc(32, 7) }],
+];
+
+describe.each(KINDS)('a disk, %s', (_, options) => {
+  const seeds = Array.from({ length: 8 }, (_, i) => i + 1);
+
+  it.each(seeds)('is a prefix of its writes after every crash (seed %i)', async (seed) => {
+    const random = randomNumbers(seed * 7919);
+    const bucket = new MemoryBucket();
+    await create(bucket.connect(), options);
+    const model = new Model(MiB);
+    for (let life = 0; life < LIVES; life++) {
+      const client = bucket.connect(seed * 1000 + life);
+      const disk = await open(client, { key: options.key });
+      const found = await readAll(disk);
+      const survived = model.recover(found);
+      if (survived === undefined) expect.fail(`life ${life}: no state that it may be in`);
+      let left = 1 + Math.floor(random() * 150);
+      client.onRequest = () => {
+        if (--left === 0) client.kill(random());
+      };
+      await work(disk, client, model, random, options.blockSize);
+      client.kill(random());
+      // What was under way gets through, or doesn't.
+      for (let i = 0; i < 8; i++) await new Promise((resolve) => setImmediate(resolve));
+    }
+    const disk = await open(bucket.connect(), { key: options.key });
+    expect(model.recover(await readAll(disk))).toBeDefined();
+    await disk.checkpoint();
+    const { deleted } = await disk.collect();
+    expect(deleted).toBeGreaterThanOrEqual(0);
+    expect(model.recover(await readAll(disk))).toBe(0);
+    await disk.close();
+    const again = await open(bucket.connect(), { key: options.key, mode: 'follow' });
+    expect(model.recover(await readAll(again))).toBe(0);
+    await again.close();
+  });
+});

@@ -3,3 +3,4 @@ export { QcowError, type QcowErrorCode, type QcowErrorDetails } from './errors.j
 export { DiskFile } from './host/disk-file.js';
 export type { HostFile } from './host/host-file.js';
 export { MemoryFile } from './host/memory-file.js';
+export { type ImageOptions, QcowImage, readHeader } from './image.js';

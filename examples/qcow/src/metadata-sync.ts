@@ -1,0 +1,293 @@
+/**
+ * Brings changed metadata to the file, in the one order that is right at every moment:
+ *
+ * 1. refcount blocks; then, after a flush, the refcount table's new entries (or a moved table, and,
+ *    after one more flush, the header that names it);
+ * 2. flush: whatever will be referred to is counted, and its content is durable;
+ * 3. L2 and L1 entries (a new L2 table has been there, empty or as a copy, since before 2);
+ * 4. flush: whatever was referred to before and isn't any more may be used anew.
+ *
+ * So a stop between any two writes, and any order of the writes between two flushes, leaves refcounts that
+ * are never too low, and entries whose data is there. What is lost is space: clusters counted and not
+ * used.
+ *
+ * Syncs run one at a time; callers that come while one runs share the next. When a flush fails, the
+ * kernel may have dropped what was written, and no later success would prove anything: from then on
+ * every sync fails.
+ */
+import { QcowError } from './errors.js';
+import type { HostFile } from './host/host-file.js';
+import type { InFlight } from './in-flight.js';
+import type { Mapping } from './mapping.js';
+import type { Refcounts } from './refcounts.js';
+
+export interface SyncTargets {
+  readonly file: HostFile;
+  /** The same, unless guest data lies in another. */
+  readonly dataFile: HostFile;
+  readonly mapping: Mapping;
+  readonly refcounts: Refcounts;
+  readonly inFlight: InFlight;
+  readonly clusterSize: number;
+  /** Writes the header's fixed fields, with the refcount table's new place. */
+  writeHeader(): Promise<void>;
+  /** Refcounts need not reach the file now: the image is marked dirty. */
+  lazy(): boolean;
+  /** What was freed is given back to the file system. */
+  readonly discard: boolean;
+}
+
+export class MetadataSync {
+  readonly #on: SyncTargets;
+  /** Host clusters that nothing will refer to after the next sync. */
+  #freed: number[] = [];
+  /** Those whose sync is done, waiting for operations under way. */
+  #releasing = 0;
+  #running: Promise<void> | undefined;
+  #next: Promise<void> | undefined;
+  #failure: QcowError | undefined;
+  #releaseFailure: unknown;
+  #settling = false;
+  #onReleased: (() => void)[] = [];
+
+  constructor(targets: SyncTargets) {
+    this.#on = targets;
+  }
+
+  /** Why no change is taken any more; undefined while all is well. */
+  get failure(): QcowError | undefined {
+    return this.#failure;
+  }
+
+  get pendingFrees(): number {
+    return this.#freed.length;
+  }
+
+  /** From now on every sync fails with this. */
+  fail(error: QcowError): void {
+    this.#failure ??= error;
+  }
+
+  /** One reference to a host cluster (by number) is gone, as soon as the next sync is through. */
+  free(cluster: number): void {
+    this.#freed.push(cluster);
+  }
+
+  /** Makes everything that settled before this call durable. */
+  sync(): Promise<void> | undefined {
+    if (this.#failure !== undefined) throw this.#failure;
+    if (this.#next !== undefined) return this.#next;
+    if (this.#running !== undefined) {
+      this.#next = this.#running
+        .catch(() => {})
+        .then(() => {
+          this.#next = undefined;
+          return this.#start();
+        });
+      return this.#next;
+    }
+    return this.#start();
+  }
+
+  #start(): Promise<void> | undefined {
+    if (this.#failure !== undefined) throw this.#failure;
+    const { mapping, refcounts } = this.#on;
+    if (!mapping.dirty && !refcounts.dirty) {
+      const flushed = this.#flushAll();
+      if (flushed === undefined) return;
+      return this.#run(flushed);
+    }
+    return this.#run(this.#writeAll());
+  }
+
+  #run(work: Promise<void>): Promise<void> {
+    const running = work.finally(() => {
+      this.#running = undefined;
+    });
+    this.#running = running;
+    return running;
+  }
+
+  #flushAll(): Promise<void> | undefined {
+    const { file, dataFile } = this.#on;
+    try {
+      const data = dataFile === file ? undefined : dataFile.flush();
+      const metadata = file.flush();
+      if (!(data instanceof Promise) && !(metadata instanceof Promise)) return;
+      return Promise.all([data, metadata]).then(
+        () => {},
+        (error: unknown) => {
+          throw this.#flushFailed(error);
+        },
+      );
+    } catch (error) {
+      throw this.#flushFailed(error);
+    }
+  }
+
+  async #flush(): Promise<void> {
+    try {
+      await this.#on.file.flush();
+    } catch (error) {
+      throw this.#flushFailed(error);
+    }
+  }
+
+  #flushFailed(cause: unknown): QcowError {
+    const { path } = this.#on.file;
+    this.#failure ??= new QcowError(
+      'ERR_TCMU_QCOW_STATE',
+      'a flush failed, and written data may be lost: no more changes until it is opened anew',
+      { path, operation: 'flush', cause },
+    );
+    return this.#failure;
+  }
+
+  async #writeAll(): Promise<void> {
+    const { mapping, refcounts, inFlight } = this.#on;
+    const freed = this.#freed;
+    this.#freed = [];
+    const entries = mapping.cache.takeDirty();
+    const l1 = mapping.takeDirtyL1();
+    const withCounts = this.#settling || !this.#on.lazy() || refcounts.cache.crowded;
+    const counts = withCounts ? refcounts.takeDirty() : undefined;
+    const epoch = inFlight.advance();
+    let countsWritten = false;
+    try {
+      if (counts !== undefined) {
+        const { blocks, table, moved } = counts.changes;
+        await this.#write(blocks);
+        if (table.length > 0) {
+          await this.#flush();
+          await this.#write(table);
+          if (moved) {
+            await this.#flush();
+            await this.#on.writeHeader();
+          }
+        }
+        countsWritten = true;
+      }
+      await this.#flushAll();
+      if (entries.length > 0 || l1.length > 0) {
+        await this.#write(entries);
+        await this.#write(l1);
+        await this.#flush();
+      }
+    } catch (error) {
+      mapping.cache.restore(entries);
+      mapping.restoreL1(l1);
+      if (counts !== undefined) {
+        if (countsWritten) refcounts.written(counts);
+        else refcounts.restore(counts);
+        if (countsWritten) this.#releaseTables(counts.oldTables);
+      }
+      this.#freed.unshift(...freed);
+      throw error;
+    }
+    mapping.cache.written(entries);
+    if (counts !== undefined) {
+      refcounts.written(counts);
+      this.#releaseTables(counts.oldTables);
+    }
+    if (freed.length > 0) {
+      this.#releasing++;
+      inFlight.after(epoch, () => {
+        this.#release(freed).then(
+          () => this.#released(),
+          (error: unknown) => this.#released(error),
+        );
+      });
+    }
+  }
+
+  /** Old places of the refcount table: nobody but the header referred to them. */
+  #releaseTables(tables: readonly { offset: number; count: number }[]): void {
+    for (const { offset, count } of tables) {
+      const first = offset / this.#on.clusterSize;
+      for (let c = first; c < first + count; c++) this.free(c);
+    }
+  }
+
+  async #write(ranges: readonly { position: number; bytes: Uint8Array }[]): Promise<void> {
+    const pending: Promise<unknown>[] = [];
+    for (const { position, bytes } of ranges) {
+      const written = this.#on.file.write(bytes, position);
+      if (written instanceof Promise) pending.push(written);
+    }
+    await allSettled(pending);
+  }
+
+  #released(error?: unknown): void {
+    this.#releasing--;
+    if (error !== undefined) this.#releaseFailure ??= error;
+    if (this.#releasing > 0) return;
+    const waiting = this.#onReleased;
+    this.#onReleased = [];
+    for (const resolve of waiting) resolve();
+  }
+
+  /** Counts the references down, and gives what became free back to the file system before it is used anew. */
+  async #release(clusters: number[]): Promise<void> {
+    const { refcounts, file, clusterSize, discard } = this.#on;
+    clusters.sort((a, b) => a - b);
+    let start = -1;
+    let end = -1;
+    const flushRun = async () => {
+      if (start < 0) return;
+      if (discard) await file.discard(start * clusterSize, (end - start) * clusterSize);
+      for (let c = start; c < end; c++) {
+        refcounts.metadata.delete(c);
+        await refcounts.add(c, -1);
+      }
+    };
+    for (let i = 0; i < clusters.length; i++) {
+      const cluster = clusters[i] as number;
+      let references = 1;
+      while (clusters[i + 1] === cluster) {
+        references++;
+        i++;
+      }
+      if ((await refcounts.get(cluster)) > references) {
+        await refcounts.add(cluster, -references);
+        continue;
+      }
+      // All but the last reference: until the discard is done it must not look free.
+      if (references > 1) await refcounts.add(cluster, 1 - references);
+      if (cluster !== end) {
+        await flushRun();
+        start = cluster;
+      }
+      end = cluster + 1;
+    }
+    await flushRun();
+  }
+
+  /** Syncs until nothing is left to be written or freed, refcounts included. Nothing else may be under way. */
+  async settle(): Promise<void> {
+    const { mapping, refcounts } = this.#on;
+    this.#settling = true;
+    try {
+      do {
+        await this.sync();
+        if (this.#releasing > 0) {
+          await new Promise<void>((resolve) => this.#onReleased.push(resolve));
+        }
+        if (this.#releaseFailure !== undefined) throw this.#releaseFailure;
+      } while (mapping.dirty || refcounts.dirty || this.#freed.length > 0);
+    } finally {
+      this.#settling = false;
+    }
+  }
+}
+
+/** Waits for all, also when one fails: memory must not be given back while others work on it. */
+export async function allSettled(pending: readonly Promise<unknown>[]): Promise<void> {
+  if (pending.length === 0) return;
+  if (pending.length === 1) {
+    await pending[0];
+    return;
+  }
+  for (const result of await Promise.allSettled(pending)) {
+    if (result.status === 'rejected') throw result.reason;
+  }
+}

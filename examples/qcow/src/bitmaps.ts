@@ -23,11 +23,12 @@ import type { QcowImage } from './image.js';
 /** Memory for all bitmaps of an image. */
 const MAX_BYTES = 256 * 1024 * 1024;
 
-interface Tracked {
+interface Stored {
   readonly entry: BitmapEntry;
   readonly granularity: number;
-  readonly table: Uint8Array;
-  readonly bits: Uint8Array;
+  table: Uint8Array;
+  /** In memory, and following the disk; absent where the bitmap is left alone. */
+  bits: Uint8Array | undefined;
 }
 
 /** The directory of an image's bitmaps, or undefined when it has none that count. */
@@ -55,64 +56,71 @@ export async function readBitmapDirectory(
 
 export class Bitmaps {
   readonly #image: QcowImage;
-  readonly #tracked: Tracked[];
-  readonly #directoryOffset: number;
+  readonly #stored: Stored[];
+  readonly #directory: BitmapsExtension;
 
-  private constructor(image: QcowImage, tracked: Tracked[], directoryOffset: number) {
+  private constructor(image: QcowImage, stored: Stored[], directory: BitmapsExtension) {
     this.#image = image;
-    this.#tracked = tracked;
-    this.#directoryOffset = directoryOffset;
+    this.#stored = stored;
+    this.#directory = directory;
+    this.noteMetadata();
   }
 
   /** Loads what must follow the disk, and marks it in use. */
   static async open(image: QcowImage): Promise<Bitmaps | undefined> {
     const found = await readBitmapDirectory(image.file, image.header);
     if (found === undefined) return undefined;
-    const { refcounts, geometry, file } = image;
-    const { clusterSize } = geometry;
-    const note = (offset: number, length: number) => {
-      const last = Math.ceil((offset + length) / clusterSize);
-      for (let c = Math.floor(offset / clusterSize); c < last; c++) refcounts.metadata.add(c);
-    };
-    const { directoryOffset, directorySize } = found.extension;
-    note(directoryOffset, directorySize);
-    const tracked: Tracked[] = [];
+    const { geometry, file } = image;
+    const stored: Stored[] = [];
     let memory = 0;
     for (const entry of found.entries) {
-      const auto = (entry.flags & BitmapFlags.AUTO) !== 0;
-      const stale = (entry.flags & BitmapFlags.IN_USE) !== 0;
-      const table = await loadTable(image, entry);
-      note(entry.tableOffset, entry.tableSize * 8);
-      const view = new DataView(table.buffer);
-      for (let at = 0; at < table.length; at += 8) {
-        const offset = entryOffset(view, at);
-        if (offset !== 0) note(offset, clusterSize);
-      }
-      if (!auto || stale) continue;
       const granularity = 2 ** entry.granularityBits;
-      const bytes = Math.ceil(Math.ceil(image.header.size / granularity) / 8);
+      const one: Stored = {
+        entry,
+        granularity,
+        table: await loadTable(image, entry),
+        bits: undefined,
+      };
+      stored.push(one);
+      if ((entry.flags & BitmapFlags.AUTO) === 0) continue;
+      if ((entry.flags & BitmapFlags.IN_USE) !== 0) continue;
+      const bytes = bytesFor(image.header.size, granularity);
       memory += bytes;
       const usable =
         entry.type === 1 &&
         entry.granularityBits >= 9 &&
         (entry.extraLength === 0 || (entry.flags & BitmapFlags.EXTRA_COMPATIBLE) !== 0) &&
-        entry.tableSize === Math.ceil(bytes / clusterSize) &&
+        entry.tableSize === Math.ceil(bytes / geometry.clusterSize) &&
         memory <= MAX_BYTES;
-      if (usable) {
-        tracked.push({ entry, granularity, table, bits: await loadBits(image, table, bytes) });
-      } else {
+      if (usable) one.bits = await loadBits(image, one.table, bytes);
+      else
         image.warn(`${file.path}: bitmap ${entry.name} can't be kept up to date, and is marked so`);
-      }
       entry.flags |= BitmapFlags.IN_USE;
-      await writeFlags(file, directoryOffset, entry);
+      await writeEntry(file, found.extension, entry);
     }
     await file.flush();
-    return new Bitmaps(image, tracked, directoryOffset);
+    return new Bitmaps(image, stored, found.extension);
+  }
+
+  /** Tells the refcounts where nothing else may be written. */
+  noteMetadata(): void {
+    const { refcounts, geometry } = this.#image;
+    const { clusterSize } = geometry;
+    const note = (offset: number, length: number) => {
+      const last = Math.ceil((offset + length) / clusterSize);
+      for (let c = Math.floor(offset / clusterSize); c < last; c++) refcounts.metadata.add(c);
+    };
+    note(this.#directory.directoryOffset, this.#directory.directorySize);
+    for (const { entry, table } of this.#stored) {
+      note(entry.tableOffset, table.length);
+      for (const offset of clustersOf(table)) note(offset, 1);
+    }
   }
 
   /** Bytes `[position, position + length)` of the disk are about to change. */
   mark(position: number, length: number): void {
-    for (const { granularity, bits } of this.#tracked) {
+    for (const { granularity, bits } of this.#stored) {
+      if (bits === undefined) continue;
       const last = Math.floor((position + length - 1) / granularity);
       for (let bit = Math.floor(position / granularity); bit <= last; bit++) {
         const at = Math.floor(bit / 8);
@@ -121,38 +129,109 @@ export class Bitmaps {
     }
   }
 
-  /** Writes the bitmaps and says that they are right. Runs exclusively, before the image is closed. */
-  async store(): Promise<void> {
-    const { file, sync, geometry, refcounts } = this.#image;
+  /**
+   * Makes all bitmaps fit a disk of `size` bytes; what is added is clean. Runs exclusively. Until the
+   * header is written again, with the new size, the image says that its bitmaps don't count.
+   */
+  async resize(size: number): Promise<void> {
+    const { header, geometry, file, refcounts, sync } = this.#image;
     const { clusterSize } = geometry;
-    for (const { table, bits, entry } of this.#tracked) {
-      const view = new DataView(table.buffer);
-      for (let i = 0; i < entry.tableSize; i++) {
-        const part = new Uint8Array(clusterSize);
-        part.set(bits.subarray(i * clusterSize, (i + 1) * clusterSize));
-        let offset = entryOffset(view, i * 8);
-        if (offset === 0) {
-          if (part.every((byte) => byte === 0)) {
-            putEntry(view, i * 8, 0, false);
-            continue;
-          }
-          const run = await refcounts.allocate(1);
-          refcounts.use(run);
-          offset = run.offset;
-          refcounts.metadata.add(offset / clusterSize);
+    const all = this.#stored.reduce((sum, { granularity }) => sum + bytesFor(size, granularity), 0);
+    if (all > MAX_BYTES) {
+      throw new QcowError('ERR_TCMU_QCOW_STATE', 'its bitmaps are too large to be resized', {
+        path: file.path,
+        operation: 'resize',
+      });
+    }
+    header.autoclear &= ~Autoclear.BITMAPS;
+    await this.#image.writeHeaderFields();
+    await file.flush();
+    for (const one of this.#stored) {
+      const { entry, granularity } = one;
+      const old =
+        one.bits ?? (await loadBits(this.#image, one.table, (one.table.length * clusterSize) / 8));
+      const bits = new Uint8Array(bytesFor(size, granularity));
+      bits.set(old.subarray(0, bits.length));
+      const tail = Math.ceil(size / granularity) % 8;
+      const last = bits.length - 1;
+      if (tail !== 0) bits[last] = (bits[last] as number) & (2 ** tail - 1);
+      const entries = Math.ceil(bits.length / clusterSize);
+      if (entries !== entry.tableSize) {
+        for (const offset of clustersOf(one.table.subarray(entries * 8))) {
+          sync.free(offset / clusterSize);
         }
-        await file.write(part, offset);
-        putEntry(view, i * 8, offset, false);
+        const tableEnd = Math.ceil((entry.tableOffset + one.table.length) / clusterSize);
+        for (let c = entry.tableOffset / clusterSize; c < tableEnd; c++) sync.free(c);
+        const table = new Uint8Array(entries * 8);
+        table.set(one.table.subarray(0, table.length));
+        const clusters = Math.ceil(table.length / clusterSize);
+        const offset = await refcounts.allocateTable(clusters);
+        refcounts.use({ offset, count: clusters });
+        one.table = table;
+        entry.tableOffset = offset;
+        entry.tableSize = entries;
       }
+      await this.#writeBits(one, bits);
+      if (one.bits !== undefined) one.bits = bits;
     }
     await sync.settle();
-    for (const { table, entry } of this.#tracked) await file.write(table, entry.tableOffset);
-    await file.flush();
-    for (const { entry } of this.#tracked) {
-      entry.flags &= ~BitmapFlags.IN_USE;
-      await writeFlags(file, this.#directoryOffset, entry);
+    for (const { table, entry } of this.#stored) {
+      await file.write(table, entry.tableOffset);
+      await writeEntry(file, this.#directory, entry);
     }
     await file.flush();
+    header.autoclear |= Autoclear.BITMAPS;
+  }
+
+  /** Writes the bitmaps and says that they are right. Runs exclusively, before the image is closed. */
+  async store(): Promise<void> {
+    const { file, sync } = this.#image;
+    const tracked = this.#stored.filter(({ bits }) => bits !== undefined);
+    for (const one of tracked) await this.#writeBits(one, one.bits as Uint8Array);
+    await sync.settle();
+    for (const { table, entry } of tracked) await file.write(table, entry.tableOffset);
+    await file.flush();
+    for (const { entry } of tracked) {
+      entry.flags &= ~BitmapFlags.IN_USE;
+      await writeEntry(file, this.#directory, entry);
+    }
+    await file.flush();
+  }
+
+  /** Writes the data of a bitmap; clusters that it needs more are in its table, which is not written yet. */
+  async #writeBits({ table }: Stored, bits: Uint8Array): Promise<void> {
+    const { file, geometry, refcounts } = this.#image;
+    const { clusterSize } = geometry;
+    const view = new DataView(table.buffer, table.byteOffset, table.byteLength);
+    for (let i = 0; i * 8 < table.length; i++) {
+      const part = new Uint8Array(clusterSize);
+      part.set(bits.subarray(i * clusterSize, (i + 1) * clusterSize));
+      let offset = entryOffset(view, i * 8);
+      if (offset === 0) {
+        putEntry(view, i * 8, 0, false);
+        if (part.every((byte) => byte === 0)) continue;
+        const run = await refcounts.allocate(1);
+        refcounts.use(run);
+        offset = run.offset;
+        refcounts.metadata.add(offset / clusterSize);
+        putEntry(view, i * 8, offset, false);
+      }
+      await file.write(part, offset);
+    }
+  }
+}
+
+/** Bytes of a bitmap for a disk of `size` bytes. */
+function bytesFor(size: number, granularity: number): number {
+  return Math.ceil(Math.ceil(size / granularity) / 8);
+}
+
+/** Where the clusters of a bitmap's data lie. */
+function* clustersOf(table: Uint8Array): Iterable<number> {
+  const view = new DataView(table.buffer, table.byteOffset, table.byteLength);
+  for (let at = 0; at < table.length; at += 8) {
+    const offset = entryOffset(view, at);
+    if (offset !== 0) yield offset;
   }
 }
 
@@ -193,8 +272,11 @@ async function loadBits(image: QcowImage, table: Uint8Array, bytes: number): Pro
   return bits;
 }
 
-async function writeFlags(file: HostFile, directoryOffset: number, entry: BitmapEntry) {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(entry.flags >>> 0);
-  await file.write(bytes, directoryOffset + entry.at + 12);
+/** Writes the fixed fields of a directory entry that change: where its table is, and its flags. */
+async function writeEntry(file: HostFile, directory: BitmapsExtension, entry: BitmapEntry) {
+  const bytes = Buffer.alloc(16);
+  bytes.writeBigUInt64BE(BigInt(entry.tableOffset), 0);
+  bytes.writeUInt32BE(entry.tableSize, 8);
+  bytes.writeUInt32BE(entry.flags >>> 0, 12);
+  await file.write(bytes, directory.directoryOffset + entry.at);
 }

@@ -39,6 +39,7 @@ import { Mapping } from './mapping.js';
 import { MetadataSync } from './metadata-sync.js';
 import { Reader } from './reader.js';
 import { Refcounts } from './refcounts.js';
+import type { Restructured } from './restructure.js';
 import { Writer } from './writer.js';
 
 export interface ImageOptions {
@@ -90,6 +91,8 @@ export class QcowImage implements Layer {
   readonly reader: Reader;
   readonly warn: (message: string) => void;
   snapshots: Snapshot[];
+  /** Bytes of the snapshot table in the file. */
+  snapshotTableLength: number;
   bitmaps: Bitmaps | undefined;
   readonly #data: GuestData;
   readonly #writer: Writer;
@@ -98,25 +101,23 @@ export class QcowImage implements Layer {
   #gate: Promise<void> | undefined;
   #dirtyBit: boolean;
   #dirtying: Promise<void> | undefined;
+  readonly #discard: boolean;
   #closed = false;
 
-  private constructor(
-    file: HostFile,
-    header: Header,
-    loaded: { l1: Uint8Array; refcountTable: Uint8Array; snapshots: Snapshot[] },
-    options: ImageOptions,
-  ) {
+  private constructor(file: HostFile, header: Header, loaded: LoadedTables, options: ImageOptions) {
     this.file = file;
     this.header = header;
     this.backing = options.backing;
     this.warn = options.onWarning ?? (() => {});
     this.snapshots = loaded.snapshots;
+    this.snapshotTableLength = loaded.snapshotTableLength;
     const geometry = geometryOf(header);
     this.geometry = geometry;
     this.#dirtyBit = hasFeature(header.incompatible, Incompatible.DIRTY);
     const dataFile = options.dataFile ?? file;
     this.#data = new GuestData(dataFile, options.cipher);
     this.#direct = options.cipher === undefined;
+    this.#discard = options.discard ?? true;
     this.mapping = new Mapping(
       file,
       geometry,
@@ -211,7 +212,7 @@ export class QcowImage implements Layer {
       if (table !== 0) note(table, 1);
     }
     for (const { l1Offset, l1Size } of this.snapshots) note(l1Offset, l1Size * 8);
-    if (header.snapshotCount > 0) note(header.snapshotsOffset, 1);
+    if (header.snapshotCount > 0) note(header.snapshotsOffset, this.snapshotTableLength);
   }
 
   read(position: number, data: DataIn): MaybePromise<unknown> {
@@ -284,6 +285,30 @@ export class QcowImage implements Layer {
       return await run();
     } finally {
       open();
+    }
+  }
+
+  /** Goes on with metadata that `restructure` has written; runs exclusively. */
+  async takeOver(done: Restructured, snapshots: Snapshot[]): Promise<void> {
+    const { header, geometry } = this;
+    const { clusterSize } = geometry;
+    const l1 = new Uint8Array(Math.ceil(done.l1.length / 512) * 512);
+    l1.set(done.l1);
+    this.snapshots = snapshots;
+    this.snapshotTableLength = done.snapshotTableLength;
+    this.mapping.replace(l1, header.l1Offset);
+    this.refcounts.replace(done.refcountTable, header.refcountTableOffset);
+    this.noteMetadata();
+    this.bitmaps?.noteMetadata();
+    this.reader.forgetCompressed();
+    this.#writer.forget();
+    if (!this.#discard) return;
+    for (let i = 0; i < done.freed.length; ) {
+      const first = done.freed[i] as number;
+      let count = 1;
+      while (done.freed[i + count] === first + count) count++;
+      await this.file.discard(first * clusterSize, count * clusterSize);
+      i += count;
     }
   }
 
@@ -398,11 +423,15 @@ export class QcowImage implements Layer {
   }
 }
 
+interface LoadedTables {
+  l1: Uint8Array;
+  refcountTable: Uint8Array;
+  snapshots: Snapshot[];
+  snapshotTableLength: number;
+}
+
 /** Loads the tables that stay in memory, and checks that every table the image needs lies inside the file. */
-async function load(
-  file: HostFile,
-  header: Header,
-): Promise<{ l1: Uint8Array; refcountTable: Uint8Array; snapshots: Snapshot[] }> {
+async function load(file: HostFile, header: Header): Promise<LoadedTables> {
   const { path } = file;
   const clusterSize = 2 ** header.clusterBits;
   const size = file.size();
@@ -448,16 +477,20 @@ async function load(
     refcountBytes,
     refcountBytes,
   );
-  const snapshots = await loadSnapshots(file, header);
+  const { snapshots, length: snapshotTableLength } = await loadSnapshots(file, header);
   for (const { l1Offset, l1Size, id } of snapshots) {
     inside(`L1 table of snapshot ${id}`, l1Offset, l1Size * 8);
   }
-  return { l1, refcountTable, snapshots };
+  return { l1, refcountTable, snapshots, snapshotTableLength };
 }
 
-async function loadSnapshots(file: HostFile, header: Header): Promise<Snapshot[]> {
+/** @throws QcowError `ERR_TCMU_QCOW_FORMAT` */
+export async function loadSnapshots(
+  file: HostFile,
+  header: Header,
+): Promise<{ snapshots: Snapshot[]; length: number }> {
   const { snapshotCount: count, snapshotsOffset: offset } = header;
-  if (count === 0) return [];
+  if (count === 0) return { snapshots: [], length: 0 };
   const where = { path: file.path, offset, clusterSize: 2 ** header.clusterBits };
   const room = Math.min(MAX_SNAPSHOT_TABLE, file.size() - offset);
   // Most tables are short; a longer one is read again as a whole.
@@ -465,7 +498,7 @@ async function loadSnapshots(file: HostFile, header: Header): Promise<Snapshot[]
     const bytes = new Uint8Array(Math.max(0, Math.min(length, room)));
     await file.read(bytes, offset);
     const found = parseSnapshots(bytes, count, where);
-    if (found !== undefined) return found.snapshots;
+    if (found !== undefined) return found;
     if (length >= room) {
       throw new QcowError('ERR_TCMU_QCOW_FORMAT', 'the table does not end', {
         path: file.path,

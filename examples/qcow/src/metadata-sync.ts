@@ -92,7 +92,7 @@ export class MetadataSync {
   #start(): Promise<void> | undefined {
     if (this.#failure !== undefined) throw this.#failure;
     const { mapping, refcounts } = this.#on;
-    if (!mapping.dirty && !refcounts.dirty) {
+    if (!mapping.dirty && !refcounts.dirty && this.#freed.length === 0) {
       const flushed = this.#flushAll();
       if (flushed === undefined) return;
       return this.#run(flushed);

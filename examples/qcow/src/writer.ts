@@ -60,6 +60,11 @@ export class Writer {
       file.backing?.facts.kind === 'block' ? Number.POSITIVE_INFINITY : file.size();
   }
 
+  /** The metadata has been replaced: places that were remembered may not be free any more. */
+  forget(): void {
+    this.#compressedAt = undefined;
+  }
+
   async write(position: number, data: DataOut): Promise<void> {
     await this.#room();
     await this.#locked(position, data.length, () => this.#write(position, data));
@@ -166,7 +171,7 @@ export class Writer {
 
   /** Refuses to write data over metadata, which only a damaged image can ask for. */
   checkPlace(host: number, length: number): void {
-    const { geometry, refcounts, mapping, file } = this.#parts;
+    const { geometry, refcounts, mapping } = this.#parts;
     if (geometry.dataFile) return;
     const { clusterSize } = geometry;
     for (let at = host - (host % clusterSize); at < host + length; at += clusterSize) {
@@ -174,7 +179,7 @@ export class Writer {
         throw mapping.corrupt('L2 table', at, 'an entry maps a guest cluster to metadata');
       }
     }
-    if (host > file.size()) {
+    if (refcounts.isFresh(host + length - 1)) {
       throw mapping.corrupt('L2 table', host, 'an entry points behind the end of the file');
     }
   }

@@ -12,9 +12,9 @@ export interface BitmapsExtension {
 export interface BitmapEntry {
   /** Byte position of the entry in the directory. */
   readonly at: number;
-  readonly tableOffset: number;
+  tableOffset: number;
   /** Entries of its table, one a cluster of bitmap data. */
-  readonly tableSize: number;
+  tableSize: number;
   flags: number;
   readonly type: number;
   /** Log 2 of the guest bytes that a bit stands for. */

@@ -1,0 +1,124 @@
+import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { MemoryDataIn, MemoryDataOut } from 'tcmu/store';
+import { describe, expect, test } from 'vitest';
+import { type CreateOptions, checkImage, createImage, imageInfo, QcowStore } from '../src/index.js';
+import { KiB, MiB, qemuImg, scratch } from './util.js';
+
+const dir = scratch();
+const context = { signal: new AbortController().signal, fua: false, mayUnmap: true };
+
+async function write(store: QcowStore, shadow: Uint8Array, at: number, n: number, value: number) {
+  await store.write(at, new MemoryDataOut(new Uint8Array(n).fill(value)));
+  shadow.fill(value, at, at + n);
+}
+
+async function readAll(path: string, length: number): Promise<Uint8Array> {
+  const store = await QcowStore.open(path, { readOnly: true });
+  const data = new MemoryDataIn(new Uint8Array(length).fill(0xee));
+  await store.read(0, data);
+  await store.close();
+  return data.bytes;
+}
+
+function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  return Buffer.compare(a, b) === 0;
+}
+
+/** What QEMU says of a bitmap: positions and lengths of what is dirty. */
+function dirtyParts(path: string, bitmap: string): [number, number][] {
+  const socket = `${path}.socket`;
+  const pidFile = `${path}.pid`;
+  const options = ['--fork', '--persistent', '-r', '-f', 'qcow2', '-B', bitmap];
+  execFileSync('qemu-nbd', [...options, '-k', socket, '--pid-file', pidFile, path]);
+  try {
+    const server = `driver=nbd,server.type=unix,server.path=${socket}`;
+    const context = `x-dirty-bitmap=qemu:dirty-bitmap:${bitmap}`;
+    const map = qemuImg('map', '--output=json', '--image-opts', `${server},${context}`);
+    return (JSON.parse(map) as { start: number; length: number; data: boolean }[])
+      .filter(({ data }) => !data)
+      .map(({ start, length }) => [start, length]);
+  } finally {
+    process.kill(Number(readFileSync(pidFile, 'utf8')));
+  }
+}
+
+describe.each<[string, CreateOptions]>([
+  ['defaults', {}],
+  ['512 bytes', { clusterSize: 512 }],
+  ['2 MiB', { clusterSize: 2 * MiB }],
+  ['version 2', { version: 2 }],
+  ['extended L2', { extendedL2: true, clusterSize: 16 * KiB }],
+  ['refcounts of 2 bits', { refcountBits: 2 }],
+  ['refcounts of 64 bits', { refcountBits: 64, clusterSize: 512 }],
+  ['lazy refcounts', { lazyRefcounts: true }],
+])('an image with %s', (name, options) => {
+  test('shows what was written, to us and to QEMU, through snapshots and a resize', async () => {
+    const path = join(dir, `${name}.qcow2`);
+    await createImage(path, { size: 8 * MiB, ...options });
+    qemuImg('check', path);
+    const store = await QcowStore.open(path, { allowShrink: true });
+    const shadow = new Uint8Array(12 * MiB);
+    await write(store, shadow, 0, 512, 1);
+    await write(store, shadow, 100 * KiB, 300 * KiB, 2);
+    await write(store, shadow, 4 * MiB - 512, 1024, 3);
+    await store.writeZeroes(150 * KiB, 100 * KiB, context);
+    shadow.fill(0, 150 * KiB, 250 * KiB);
+    await store.flush();
+    await store.snapshots.create('one');
+    await write(store, shadow, 120 * KiB, 4096, 5);
+    await write(store, shadow, 7 * MiB, 4096, 6);
+    await store.snapshots.create('two');
+    const atTwo = shadow.slice(0, 8 * MiB);
+    await store.snapshots.delete('one');
+    await store.unmap?.(0, 2 * MiB, context);
+    shadow.fill(0, 0, 2 * MiB);
+    await write(store, shadow, MiB, 1536, 9);
+    await store.resize(12 * MiB);
+    await write(store, shadow, 9 * MiB, MiB, 7);
+    await store.resize(9 * MiB + 512);
+    shadow.fill(0, 9 * MiB + 512);
+    await store.resize(12 * MiB);
+    await store.close();
+
+    qemuImg('check', path);
+    expect(await checkImage(path)).toMatchObject({ errors: 0, leaks: 0 });
+    expect(sameBytes(await readAll(path, 12 * MiB), shadow)).toBe(true);
+    qemuImg('convert', '-O', 'raw', path, `${path}.raw`);
+    expect(sameBytes(readFileSync(`${path}.raw`), shadow)).toBe(true);
+    const info = await imageInfo(path);
+    expect(info.snapshots).toMatchObject([{ id: '2', name: 'two', diskSize: 8 * MiB }]);
+
+    const again = await QcowStore.open(path);
+    await again.snapshots.revert('two');
+    expect(again.size).toBe(8 * MiB);
+    await again.close();
+    qemuImg('check', path);
+    expect(sameBytes(await readAll(path, 8 * MiB), atTwo)).toBe(true);
+  });
+});
+
+test('a dirty bitmap follows writes and sizes', async () => {
+  const path = join(dir, 'bitmap.qcow2');
+  await createImage(path, { size: 64 * MiB, clusterSize: 512 });
+  qemuImg('bitmap', '--add', '-g', '512', path, 'b0');
+  qemuImg('bitmap', '--add', '--disable', path, 'b1');
+  const store = await QcowStore.open(path, { allowShrink: true });
+  await store.write(MiB, new MemoryDataOut(new Uint8Array(4096).fill(1)));
+  await store.resize(96 * MiB);
+  await store.write(80 * MiB, new MemoryDataOut(new Uint8Array(512).fill(1)));
+  await store.resize(72 * MiB);
+  await store.write(71 * MiB, new MemoryDataOut(new Uint8Array(512).fill(1)));
+  await store.close();
+  qemuImg('check', path);
+  expect(dirtyParts(path, 'b0')).toEqual([
+    [MiB, 4096],
+    [71 * MiB, 512],
+  ]);
+  const { bitmaps } = await imageInfo(path);
+  expect(bitmaps).toEqual([
+    { name: 'b0', granularity: 512, auto: true, inUse: false },
+    { name: 'b1', granularity: 4096, auto: false, inUse: false },
+  ]);
+});

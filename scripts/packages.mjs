@@ -27,7 +27,7 @@ function isThere(probe) {
     const file = stdout.toString().trim();
     return isAbsolute(file) && existsSync(file);
   }
-  return hasCommand(probe);
+  return isAbsolute(probe) ? existsSync(probe) : hasCommand(probe);
 }
 
 function hasCommand(name) {

@@ -1,7 +1,7 @@
 /**
  * Makes sure that a fresh clone can do what is asked of it: Node, Debian packages, npm packages, the build.
  *
- *     node scripts/setup.mjs [build] [kernel] [fuzz] [peer] [qemu] [s3] [bench]
+ *     node scripts/setup.mjs [build] [kernel] [fuzz] [peer] [qemu] [nbd] [s3] [bench]
  *
  * Does only what is missing, and says what it does. What it can't do (packages, without root or outside
  * Debian) it names, with the command that does, and goes on. Imports nothing but Node: it runs before npm ci.
@@ -22,7 +22,8 @@ const consequences = {
   fuzz: 'the ring is not fuzzed',
   peer: 'nothing is compared with tcmu-runner',
   qemu: 'the qcow example cannot be tested: its judge is QEMU',
-  bench: 'instructions per command are not counted',
+  nbd: 'the NBD server is tested by its own client only',
+  bench: 'some of the peers and the counting of instructions are missing',
   s3: 'the S3 example is tested against a server in memory only',
 };
 

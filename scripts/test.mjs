@@ -173,7 +173,7 @@ function row(name, passed, failed, skipped, seconds, about) {
 }
 
 const { missing } = setupOrExit(
-  ['kernel', 'fuzz', 'peer', 'qemu', 's3'],
+  ['kernel', 'fuzz', 'peer', 'qemu', 'nbd', 's3'],
   '0 passed, 1 failed, 0 skipped',
 );
 rmSync(results, { recursive: true, force: true });

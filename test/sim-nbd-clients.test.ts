@@ -100,7 +100,9 @@ describe.skipIf(!has('nbdcopy') || !has('nbdinfo'))('libnbd', () => {
     await run('nbdcopy', [source, withKey]);
     await run('nbdcopy', [withKey, join(directory, 'back')]);
     expect(Buffer.compare(readFileSync(join(directory, 'back')), readFileSync(source))).toBe(0);
-    await expect(run('nbdinfo', [uri.replace('nbds', 'nbd')])).rejects.toThrow(/server replied with error/);
+    await expect(run('nbdinfo', [uri.replace('nbds', 'nbd')])).rejects.toThrow(
+      /server replied with error/,
+    );
   });
 });
 

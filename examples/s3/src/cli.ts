@@ -1,0 +1,396 @@
+#!/usr/bin/env node
+/**
+ * The command line. Standard output gets results and the one line that others wait for; people are told on
+ * standard error. What is created is undone before a regular end; after SIGKILL it stays, and `--recover`
+ * takes it back.
+ */
+import { subscribe } from 'node:diagnostics_channel';
+import { readFileSync } from 'node:fs';
+import { TcmuError } from 'tcmu';
+import type { StoreFailure } from 'tcmu/scsi';
+import { MemoryDataOut } from 'tcmu/store';
+import { connect, parseLocation } from './client/index.js';
+import {
+  checkDisk,
+  cloneDisk,
+  copyTail,
+  createDisk,
+  deleteDisk,
+  readingParts,
+} from './engine/admin.js';
+import { DiskError } from './engine/errors.js';
+import { sweep } from './engine/garbage.js';
+import { loadState } from './engine/opening.js';
+import { listPins, loadDisk, rotateKeys } from './engine/records.js';
+import { type LogLevel, Requests, systemClock } from './engine/requests.js';
+import { deleteSnapshot, pinNow } from './engine/snapshots.js';
+import { exportImage, guessFormat, imageSize, importImage, type Progress } from './image.js';
+import type { ObjectStore } from './object-store.js';
+import { HELP, type Options, parseOptions, UsageError } from './options.js';
+import { S3Disk } from './s3-disk.js';
+import { startServing } from './serving.js';
+import { formatSize } from './size.js';
+
+const REPEAT_AFTER_MS = 10_000;
+const PATIENCE_MS = 60_000;
+
+let json = false;
+const told = new Map<string, number>();
+
+/** Tells people something; the same message at most every ten seconds, however often it happens. */
+function tell(level: LogLevel, message: string, code?: string): void {
+  const now = Date.now();
+  if (level !== 'info' && now - (told.get(message) ?? -Infinity) < REPEAT_AFTER_MS) return;
+  for (const [old, at] of told) if (now - at >= REPEAT_AFTER_MS) told.delete(old);
+  told.set(message, now);
+  const prefix = level === 'info' ? '' : `${level}: `;
+  process.stderr.write(
+    json ? `${JSON.stringify({ level, message, code })}\n` : `tcmu-s3: ${prefix}${message}\n`,
+  );
+}
+
+function tellError(error: unknown, level: 'warning' | 'error' = 'error'): void {
+  if (TcmuError.is(error)) return tell(level, error.message.replace(/^tcmu: /, ''), error.code);
+  if (error instanceof UsageError) return tell(level, `${error.message}\nTry tcmu-s3 --help.`);
+  tell(level, error instanceof Error ? (error.stack ?? error.message) : String(error));
+}
+
+/** Results: a line for people, or one of JSON. */
+function say(text: string, facts: object): void {
+  process.stdout.write(json ? `${JSON.stringify(facts)}\n` : `${text}\n`);
+}
+
+/** A progress bar on a terminal; nothing elsewhere. */
+function progressBar(what: string): Progress {
+  if (!process.stderr.isTTY || json) return () => {};
+  let shown = -1;
+  return (done, all) => {
+    const percent = all === 0 ? 100 : Math.floor((done / all) * 100);
+    if (percent === shown) return;
+    shown = percent;
+    const bar = '#'.repeat(Math.floor(percent / 2.5)).padEnd(40, '.');
+    process.stderr.write(`\r${what} [${bar}] ${percent} %${percent === 100 ? '\n' : ''}`);
+  };
+}
+
+interface Place {
+  store: ObjectStore;
+  prefix: string;
+  requests: Requests;
+}
+
+async function reach(options: Options): Promise<Place> {
+  const { store, prefix } = await connect(options.place, options.connect);
+  return { store, prefix, requests: new Requests(store, systemClock, tell, PATIENCE_MS) };
+}
+
+async function open(place: Place, options: Options, more: object = {}): Promise<S3Disk> {
+  return S3Disk.open(place.store, place.prefix, { ...options.open, onLog: tell, ...more });
+}
+
+const commands: Record<
+  Exclude<Options['command'], 'serve'>,
+  (place: Place, options: Options) => Promise<number>
+> = {
+  async create({ requests, prefix }, options) {
+    const { size = 0, blockSize, chunkSize, compression, key } = options;
+    const record = await createDisk(requests, prefix, {
+      size,
+      blockSize,
+      chunkSize,
+      compression,
+      key,
+    });
+    say(`created ${options.place}, ${formatSize(size)}`, record);
+    return 0;
+  },
+
+  async info({ requests, prefix }, { key, place }) {
+    const parts = await readingParts(requests, prefix, key);
+    const { disk } = parts;
+    const { manifest, image, slot, epoch } = await loadState(parts);
+    const pins = await listPins(requests, prefix);
+    let objects = 0;
+    let stored = 0;
+    for (const { size } of await requests.list(`${prefix}/`)) {
+      objects++;
+      stored += size;
+    }
+    let log = 0;
+    for (const { header } of image.segments.values()) log += header.length;
+    const facts = {
+      id: disk.id,
+      size: image.size,
+      blockSize: disk.blockSize,
+      chunkSize: disk.chunkSize,
+      compression: disk.compression,
+      encrypted: disk.encrypted,
+      created: disk.created,
+      origin: disk.origin,
+      epoch,
+      nextSlot: slot,
+      checkpoint: manifest.n,
+      logBytes: log,
+      logSegments: image.segments.size,
+      objects,
+      storedBytes: stored,
+      pins,
+    };
+    say(
+      [
+        `${place}: ${formatSize(image.size)}, blocks of ${disk.blockSize} bytes, id ${disk.id}`,
+        `stored: ${objects} objects, ${formatSize(stored)}; of that log ${formatSize(log)} in ${image.segments.size} segments`,
+        `chunks of ${formatSize(disk.chunkSize)}, compression ${disk.compression}, ${disk.encrypted ? 'encrypted' : 'not encrypted'}`,
+        `opened for writing ${epoch} times, checkpoint ${manifest.n}, created ${disk.created}`,
+        ...(disk.origin === undefined ? [] : [`a clone: uses objects of ${disk.origin.prefix}`]),
+        ...pins.map(
+          ({ kind, name, created, size }) => `${kind} ${name}, ${formatSize(size)}, ${created}`,
+        ),
+      ].join('\n'),
+      facts,
+    );
+    return 0;
+  },
+
+  async check({ requests, prefix }, { key }) {
+    const parts = await readingParts(requests, prefix, key);
+    const result = await checkDisk(parts, progressBar('check'));
+    const { objects, bytes, unused, problems } = result;
+    const verdict = problems.length === 0 ? 'all good' : `${problems.length} problems`;
+    say(
+      [
+        ...problems,
+        `${objects} objects, ${formatSize(bytes)} read and verified: ${verdict}`,
+        ...(unused === 0 ? [] : [`${unused} objects are not needed: tcmu-s3 gc deletes them`]),
+      ].join('\n'),
+      result,
+    );
+    return problems.length === 0 ? 0 : 1;
+  },
+
+  async gc({ requests, prefix }, { key }) {
+    const { codec, disk, ...parts } = await readingParts(requests, prefix, key);
+    const { manifest } = await loadState({ codec, disk, ...parts });
+    const result = await sweep(requests, codec, prefix, disk, manifest);
+    const { deleted, bytesDeleted, kept } = result;
+    say(`${deleted} objects deleted, ${formatSize(bytesDeleted)}; ${kept} kept`, result);
+    return 0;
+  },
+
+  async snapshot({ requests, prefix }, { key, argument }) {
+    const parts = await readingParts(requests, prefix, key);
+    const pin = await pinNow(parts, { name: argument, kind: 'snapshot' });
+    say(`snapshot ${pin.name}: what was flushed by ${pin.created}`, pin);
+    return 0;
+  },
+
+  async snapshots({ requests, prefix }) {
+    await loadDisk(requests, prefix);
+    const pins = await listPins(requests, prefix);
+    const lines = pins.map(
+      ({ name, kind, size, created, clone }) =>
+        `${name}  ${formatSize(size)}  ${created}${kind === 'clone' ? `  needed by ${clone}` : ''}`,
+    );
+    if (json || lines.length > 0) say(lines.join('\n'), pins);
+    return 0;
+  },
+
+  async 'snapshot-delete'(place, options) {
+    await deleteSnapshot(place.requests, place.prefix, options.argument);
+    return commands.gc(place, options);
+  },
+
+  async clone({ store, requests, prefix }, options) {
+    const { key, argument, snapshot } = options;
+    const source = parseLocation(options.place);
+    const target = parseLocation(argument);
+    if (source.bucket !== target.bucket) {
+      throw new UsageError('a clone uses its origin’s objects: it must be in the same bucket');
+    }
+    const { record, tail } = await cloneDisk(requests, prefix, snapshot, target.prefix, key);
+    const clone = await S3Disk.open(store, target.prefix, { key, onLog: tell });
+    const context = { fua: false, signal: new AbortController().signal };
+    await copyTail(tail, {
+      write: async (position, data) => {
+        await clone.write(position, new MemoryDataOut(data), context);
+      },
+      unmap: (position, length) => clone.unmap(position, length),
+    });
+    await clone.close();
+    say(`cloned to ${argument}`, record);
+    return 0;
+  },
+
+  async import(place, options) {
+    const { argument, key, blockSize, chunkSize, compression } = options;
+    const format = await guessFormat(argument);
+    const bytes = await imageSize(argument, format);
+    try {
+      await loadDisk(place.requests, place.prefix);
+    } catch (error) {
+      if (!(error instanceof DiskError) || error.failure !== 'not-a-disk') throw error;
+      const unit = blockSize ?? 4096;
+      const size = options.size ?? Math.max(1024 * 1024, Math.ceil(bytes / unit) * unit);
+      const create = { size, blockSize, chunkSize, compression, key };
+      await createDisk(place.requests, place.prefix, create);
+    }
+    const disk = await open(place, options);
+    try {
+      await importImage(argument, format, disk, progressBar('import'));
+      await disk.checkpoint();
+    } finally {
+      await disk.close();
+    }
+    say(`${formatSize(bytes)} imported`, { bytes });
+    return 0;
+  },
+
+  async export(place, options) {
+    const { argument } = options;
+    const format = await guessFormat(argument);
+    const disk = await open(place, options, { mode: 'follow', watchMs: 0, readAhead: false });
+    try {
+      await exportImage(disk, argument, format, progressBar('export'));
+      say(`${formatSize(disk.size)} exported`, { bytes: disk.size });
+    } finally {
+      await disk.close();
+    }
+    return 0;
+  },
+
+  async rekey({ requests, prefix }, { key, newKey, place }) {
+    if (key === undefined || newKey === undefined) throw new UsageError('rekey needs two keys');
+    const disk = await loadDisk(requests, prefix);
+    if (!disk.encrypted) throw new UsageError(`${place} is not encrypted`);
+    await rotateKeys(requests, prefix, disk, key, newKey);
+    say('the new key opens the disk, the old one does not', { rotated: true });
+    return 0;
+  },
+
+  async delete({ requests, prefix }, { force, place }) {
+    const objects = await deleteDisk(requests, prefix, force);
+    say(`${place} deleted, ${objects} objects`, { objects });
+    return 0;
+  },
+};
+
+/** Signals, from the first moment on: one that comes while starting is not lost. */
+class Signals {
+  readonly #queue: NodeJS.Signals[] = [];
+  #wake: ((signal: NodeJS.Signals) => void) | undefined;
+
+  constructor() {
+    for (const name of ['SIGINT', 'SIGTERM'] as const) {
+      process.on(name, () => {
+        if (this.#wake === undefined) this.#queue.push(name);
+        else this.#wake(name);
+        this.#wake = undefined;
+      });
+    }
+  }
+
+  next(): Promise<NodeJS.Signals> {
+    const waiting = this.#queue.shift();
+    if (waiting !== undefined) return Promise.resolve(waiting);
+    return new Promise((resolve) => {
+      this.#wake = resolve;
+    });
+  }
+}
+
+/** Serves until it is told to end. @returns the exit code */
+async function serveDisk(place: Place, options: Options): Promise<number> {
+  const signals = new Signals();
+  const disk = await open(place, options);
+  if (options.size !== undefined && options.size !== disk.size) {
+    if (options.size < disk.size && !options.allowShrink) {
+      await disk.close();
+      throw new UsageError(`--size is less than the disk’s ${disk.size} bytes: say --allow-shrink`);
+    }
+    await disk.resize(options.size);
+  }
+  const serving = await startServing(disk, options, (message) => tell('warning', message));
+  const lost = new Promise<'lost'>((resolve) => {
+    serving.device.on('error', (error) => {
+      tellError(error, 'warning');
+      if (serving.device.lost !== undefined) resolve('lost');
+    });
+    if (serving.device.lost !== undefined) resolve('lost');
+  });
+  const traits = [
+    formatSize(disk.size),
+    `blocks of ${disk.blockSize} bytes`,
+    disk.snapshotName !== undefined
+      ? `snapshot ${disk.snapshotName}`
+      : disk.readOnly
+        ? 'following'
+        : `epoch ${disk.epoch}, write cache ${disk.writeCache ? 'on' : 'off'}`,
+    ...(options.open.journal === undefined
+      ? []
+      : [`flushes are durable on THIS HOST ONLY, in ${options.open.journal}`]),
+  ];
+  tell(
+    'info',
+    `serving ${options.place} (${traits.join(', ')}) as ${serving.name}: ${serving.reach}`,
+  );
+  const { name, uio, disk: path } = serving;
+  say(`ready name=${name} uio=${uio}${path === undefined ? '' : ` disk=${path}`}`, {
+    ready: { name, uio, disk: path, size: disk.size, blockSize: disk.blockSize },
+  });
+  const timer = options.statisticsSeconds;
+  const reporting =
+    timer === undefined
+      ? undefined
+      : setInterval(() => {
+          process.stderr.write(`${JSON.stringify({ statistics: disk.statistics() })}\n`);
+        }, timer * 1000);
+  for (;;) {
+    const event = await Promise.race([signals.next(), lost]);
+    try {
+      tell('info', `${event}: making everything durable`);
+      await serving.close();
+      clearInterval(reporting);
+      return event === 'lost' ? 1 : 0;
+    } catch (error) {
+      tellError(error);
+      // A disk that is mounted is served on; the next signal tries again.
+      if (serving.device.closed || event === 'lost') return 1;
+    }
+  }
+}
+
+async function main(): Promise<number> {
+  try {
+    const options = parseOptions(process.argv.slice(2));
+    if (options === 'help') {
+      process.stdout.write(HELP);
+      return 0;
+    }
+    if (options === 'version') {
+      const manifest = readFileSync(new URL('../package.json', import.meta.url), 'utf8');
+      process.stdout.write(`${(JSON.parse(manifest) as { version: string }).version}\n`);
+      return 0;
+    }
+    json = options.json;
+    subscribe('tcmu:scsi:error', (message) => {
+      const { error } = message as StoreFailure;
+      tellError((error as Error).cause ?? error, 'warning');
+    });
+    const place = await reach(options);
+    try {
+      if (options.command === 'serve') return await serveDisk(place, options);
+      return await commands[options.command](place, options);
+    } finally {
+      await place.store.close();
+    }
+  } catch (error) {
+    tellError(error);
+    return error instanceof UsageError ? 2 : 1;
+  }
+}
+
+// Whoever waited for the ready line may have closed the pipe since.
+process.stdout.on('error', () => {});
+process.exitCode = await main();
+// Nothing is left to do; a mapping leaked under a stuck operation must not keep the process.
+process.stdout.write('', () => process.exit());

@@ -10,6 +10,7 @@
  */
 import type { BlockExtent, DataIn, DataOut, MaybePromise } from 'tcmu';
 import { Bitmaps } from './bitmaps.js';
+import { ClusterCounts } from './cluster-counts.js';
 import { ClusterLock } from './cluster-lock.js';
 import type { ClusterCodec } from './compression/codec.js';
 import type { DataCipher } from './encryption/cipher.js';
@@ -28,6 +29,7 @@ import {
   headerBytes,
   Incompatible,
   parseHeader,
+  setExtension,
   versionOf,
 } from './format/header.js';
 import { MAX_SNAPSHOT_TABLE, parseSnapshots, type Snapshot } from './format/snapshot-table.js';
@@ -39,7 +41,7 @@ import { Mapping } from './mapping.js';
 import { MetadataSync } from './metadata-sync.js';
 import { Reader } from './reader.js';
 import { Refcounts } from './refcounts.js';
-import type { Restructured } from './restructure.js';
+import { countTree, type Restructured, restructure } from './restructure.js';
 import { Writer } from './writer.js';
 
 export interface ImageOptions {
@@ -368,17 +370,45 @@ export class QcowImage implements Layer {
   }
 
   /**
-   * The whole first cluster, after a change of extensions or names. What lies behind the first sector is
-   * written and flushed first, then the sector that refers to it.
+   * Makes the image name another backing file, or none: the first cluster is written anew, what lies
+   * behind its first sector first, then, after a flush, the sector that refers to it.
    */
-  async writeWholeHeader(): Promise<void> {
-    const cluster = encodeHeader(this.header, this.path);
+  async setBacking(name: string | undefined, format: string | undefined): Promise<void> {
+    const { header, file } = this;
+    const inUse = {
+      offset: header.backingOffset,
+      length: Buffer.byteLength(header.backingFile ?? ''),
+    };
+    const next = { ...header, backingFile: name, extensions: [...header.extensions] };
+    const formatBytes = format === undefined ? undefined : Buffer.from(format);
+    setExtension(next, ExtensionType.BACKING_FORMAT, formatBytes);
+    const cluster = encodeHeader(next, this.path, inUse);
     if (cluster.length > 512) {
-      await this.file.write(cluster.subarray(512), 512);
-      await this.file.flush();
+      await file.write(cluster.subarray(512), 512);
+      await file.flush();
     }
-    await this.file.write(cluster.subarray(0, 512), 0);
-    await this.file.flush();
+    await file.write(cluster.subarray(0, 512), 0);
+    await file.flush();
+    Object.assign(header, next);
+  }
+
+  /** Gives up everything the disk holds: it shows what its backing file shows. Runs exclusively. */
+  async empty(): Promise<void> {
+    const { file, geometry, header, mapping, refcounts } = this;
+    const deltas = new ClusterCounts();
+    await countTree(file, geometry, mapping.l1.slice(0, header.l1Size * 8), -1, deltas);
+    const done = await restructure({
+      file,
+      geometry,
+      header,
+      l1: new Uint8Array(header.l1Size * 8),
+      oldL1: 'given up',
+      snapshots: this.snapshots,
+      snapshotTableLength: this.snapshotTableLength,
+      deltas,
+      stored: refcounts,
+    });
+    await this.takeOver(done, this.snapshots);
   }
 
   async #beginWriting(): Promise<void> {

@@ -1,4 +1,5 @@
 /** The parts to build on. The command line is `cli.ts`. */
+export { commitImage, type RebaseOptions, rebaseImage } from './chain.js';
 export type { CheckOptions, CheckResult } from './check.js';
 export { type CreateOptions, createImage } from './create.js';
 export { QcowError, type QcowErrorCode, type QcowErrorDetails } from './errors.js';

@@ -52,6 +52,12 @@ export interface OpenOptions {
   openFile?: ((path: string, options: { readOnly: boolean }) => Promise<HostFile>) | undefined;
 }
 
+/** What this module's own callers may ask for besides. */
+interface InternalOptions extends OpenOptions {
+  /** The image alone: what it does not hold itself is not looked at. */
+  alone?: boolean;
+}
+
 /** Longer chains are a mistake, or an attack. */
 const MAX_DEPTH = 200;
 
@@ -98,13 +104,17 @@ function lock(file: DiskFile, readOnly: boolean): void {
  * Opens a qcow2 image with all that belongs to it.
  * @throws QcowError; FileError `ERR_TCMU_IO`
  */
-export async function openImage(path: string, options: OpenOptions = {}): Promise<QcowImage> {
+export async function openImage(path: string, options: InternalOptions = {}): Promise<QcowImage> {
   const readOnly = options.readOnly ?? false;
   const { file, identity } = await openHostFile(path, { ...options, readOnly });
   return openImageOn(file, options, new Set([identity]));
 }
 
-async function openImageOn(file: HostFile, options: OpenOptions, seen: Seen): Promise<QcowImage> {
+async function openImageOn(
+  file: HostFile,
+  options: InternalOptions,
+  seen: Seen,
+): Promise<QcowImage> {
   let dataFile: HostFile | undefined;
   let backing: Layer | undefined;
   try {
@@ -120,7 +130,7 @@ async function openImageOn(file: HostFile, options: OpenOptions, seen: Seen): Pr
     if (hasFeature(header.incompatible, Incompatible.DATA_FILE)) {
       dataFile = await openDataFile(file, header, options);
     }
-    if (header.backingFile !== undefined && header.backingFile !== '') {
+    if (header.backingFile !== undefined && header.backingFile !== '' && !options.alone) {
       const format = textExtension(header, ExtensionType.BACKING_FORMAT);
       backing = await openBacking(path, header.backingFile, format, options, seen);
     }

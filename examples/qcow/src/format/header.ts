@@ -374,10 +374,16 @@ export function encodeFields(header: Header): Buffer {
 }
 
 /**
- * The whole first cluster; decides where the backing file's name is.
+ * The whole first cluster; decides where the backing file's name is. A name goes where no part of the one
+ * in use has to be overwritten before the header's first sector can refer to it.
+ * @param inUse place of the name that the image has now
  * @throws QcowError `ERR_TCMU_QCOW_STATE` when extensions and name don't fit
  */
-export function encodeHeader(header: Header, path: string): Buffer {
+export function encodeHeader(
+  header: Header,
+  path: string,
+  inUse?: { offset: number; length: number },
+): Buffer {
   const clusterSize = 2 ** header.clusterBits;
   const cluster = Buffer.alloc(clusterSize);
   const name = Buffer.from(header.backingFile ?? '');
@@ -385,7 +391,11 @@ export function encodeHeader(header: Header, path: string): Buffer {
     (sum, { data }) => sum + 8 + Math.ceil(data.length / 8) * 8,
     8,
   );
-  const backingOffset = header.headerLength + extensionBytes;
+  let backingOffset = header.headerLength + extensionBytes;
+  if (inUse !== undefined && backingOffset + name.length > 512) {
+    const behind = inUse.offset + inUse.length;
+    if (backingOffset < behind && behind + name.length <= clusterSize) backingOffset = behind;
+  }
   if (backingOffset + name.length > clusterSize) {
     throw new QcowError(
       'ERR_TCMU_QCOW_STATE',

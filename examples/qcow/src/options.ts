@@ -1,0 +1,422 @@
+/** The command line: what may be said, and what it means. Nothing is opened here but a passphrase file. */
+import { readFileSync, statSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+import type { ServeOptions } from 'tcmu';
+import type { CreateOptions } from './create.js';
+import type { OpenOptions } from './open.js';
+import { parseSize } from './size.js';
+
+export const HELP = `Serve qcow2 images as SCSI disks of this machine, over iSCSI, or to a virtual machine; and make, look at,
+check and change them.
+
+  tcmu-qcow serve <image> --name <name> [options]      prints: ready name=d0 uio=/dev/uio0 disk=/dev/sda
+  tcmu-qcow create <image> [<size>] [options]
+  tcmu-qcow info <image> [--json]
+  tcmu-qcow check <image> [--repair leaks|all] [--json]
+  tcmu-qcow snapshot create|revert|delete <name> <image>
+  tcmu-qcow snapshot list <image>
+  tcmu-qcow resize <size> <image> [--allow-shrink]
+  tcmu-qcow commit <image> [--keep]                    into its backing file; --keep: don't empty the image
+  tcmu-qcow rebase <image> [--backing <file> --backing-format <format>] [--unsafe]
+                                                       without --backing: the image stands alone afterwards
+snapshot and resize take --control <socket> instead of <image>, for one that is being served.
+
+All
+  --allow-dir <directory>  refuse images, backing files and data files that lie, or lead, out of it
+  --passphrase-file <file> first line: what unlocks an encrypted image; or else $TCMU_PASSPHRASE
+  --json                   messages, and what is printed, as JSON
+
+serve
+  --name <name>            name of the backstore, unique on this machine
+  --read-only              refuse writes; several read-only users may share an image
+  --block-size <bytes>     512 (default), 1024, 2048 or 4096
+  --no-write-cache         answer each change when it is durable
+  --compress               store whole clusters compressed when they are first written
+  --no-discard             keep the host file's space when clusters become free
+  --l2-cache <size>        memory for L2 tables, default 32M: enough for 256 GiB with clusters of 64 KiB
+  --refcount-cache <size>  memory for refcount blocks, default 4M
+  --allow-shrink           let resize make the disk shorter
+  --control <socket>       take snapshot and resize commands at this UNIX socket
+  --export <fabric>        loopback (default): /dev/sdX here; iscsi; vhost; none
+  --iqn <name>, --portal <address>, --initiator <name>, --anyone      for iscsi, as with tcmu-file
+  --max-sectors <n>, --timeout <seconds>, --concurrency <n>, --nice <n>, --serial <text>, --io <where>
+  --recover                take back the device of that name that a killed server left
+
+create
+  --backing <file>         show this file's content where nothing is written; relative to the image
+  --backing-format <f>     raw, qcow2 or qcow; needed with --backing
+  --cluster-size <size>    512 to 2M, default 64K          --refcount-bits <n>   1 to 64, default 16
+  --version <2|3>          default 3                       --extended-l2         32 subclusters a cluster
+  --compression <type>     zlib (default) or zstd          --lazy-refcounts
+  --data-file <file>       keep guest data there           --data-file-raw       … as a raw image of its own
+  --encrypt                LUKS, with the passphrase       --overwrite           replace an image that is there
+
+Exit codes: 0 done, 1 failure, 2 wrong usage; check: 3 leaks, 4 errors.
+`;
+
+/** A mistake on the command line. */
+export class UsageError extends Error {}
+
+export interface ServeCommand {
+  command: 'serve';
+  path: string;
+  name: string;
+  blockSize: number | undefined;
+  writeCache: boolean;
+  allowShrink: boolean;
+  control: string | undefined;
+  nice: number | undefined;
+  open: OpenOptions;
+  device: Pick<
+    ServeOptions,
+    'export' | 'maxSectors' | 'commandTimeout' | 'concurrency' | 'recover'
+  >;
+  serial: string | undefined;
+}
+
+/** Where a snapshot or resize is to happen. */
+export type Subject = { image: string } | { control: string };
+
+export type SnapshotAction =
+  | { action: 'list' }
+  | { action: 'create' | 'revert' | 'delete'; name: string };
+
+export type Command =
+  | ServeCommand
+  | { command: 'help' | 'version' }
+  | { command: 'create'; path: string; options: CreateOptions }
+  | { command: 'info'; path: string; open: OpenOptions }
+  | { command: 'check'; path: string; repair: 'leaks' | 'all' | undefined; open: OpenOptions }
+  | { command: 'snapshot'; what: SnapshotAction; on: Subject; open: OpenOptions }
+  | { command: 'resize'; size: number; allowShrink: boolean; on: Subject; open: OpenOptions }
+  | { command: 'commit'; path: string; keep: boolean; open: OpenOptions }
+  | {
+      command: 'rebase';
+      path: string;
+      backing: string | undefined;
+      format: string | undefined;
+      unsafe: boolean;
+      open: OpenOptions;
+    };
+
+const FLAG = { type: 'boolean', default: false } as const;
+const TEXT = { type: 'string' } as const;
+const LIST = { type: 'string', multiple: true } as const;
+
+const COMMON = { 'allow-dir': TEXT, 'passphrase-file': TEXT, json: FLAG, help: FLAG } as const;
+
+const OPTIONS = {
+  serve: {
+    name: TEXT,
+    'read-only': FLAG,
+    'block-size': TEXT,
+    'no-write-cache': FLAG,
+    compress: FLAG,
+    'no-discard': FLAG,
+    'l2-cache': TEXT,
+    'refcount-cache': TEXT,
+    'allow-shrink': FLAG,
+    control: TEXT,
+    export: TEXT,
+    iqn: TEXT,
+    portal: LIST,
+    initiator: LIST,
+    anyone: FLAG,
+    'max-sectors': TEXT,
+    timeout: TEXT,
+    concurrency: TEXT,
+    nice: TEXT,
+    serial: TEXT,
+    io: TEXT,
+    recover: FLAG,
+  },
+  create: {
+    backing: TEXT,
+    'backing-format': TEXT,
+    'cluster-size': TEXT,
+    'refcount-bits': TEXT,
+    version: TEXT,
+    'extended-l2': FLAG,
+    compression: TEXT,
+    'lazy-refcounts': FLAG,
+    'data-file': TEXT,
+    'data-file-raw': FLAG,
+    encrypt: FLAG,
+    overwrite: FLAG,
+  },
+  info: {},
+  check: { repair: TEXT },
+  snapshot: { control: TEXT },
+  resize: { control: TEXT, 'allow-shrink': FLAG },
+  commit: { keep: FLAG },
+  rebase: { backing: TEXT, 'backing-format': TEXT, unsafe: FLAG },
+} as const;
+
+type Values = Record<string, unknown>;
+
+/** What was said, by option. */
+class Said {
+  readonly #values: Values;
+
+  constructor(values: Values) {
+    this.#values = values;
+  }
+
+  flag(name: string): boolean {
+    return this.#values[name] === true;
+  }
+
+  text(name: string): string | undefined {
+    const value = this.#values[name];
+    return typeof value === 'string' ? value : undefined;
+  }
+
+  list(name: string): string[] {
+    const value = this.#values[name];
+    return Array.isArray(value) ? value : [];
+  }
+
+  number(name: string, least = 1, most = Number.MAX_SAFE_INTEGER): number | undefined {
+    const text = this.text(name);
+    if (text === undefined) return undefined;
+    const value = Number(text);
+    if (!/^\d+$/.test(text) || value < least || value > most) {
+      throw new UsageError(`--${name} ${text}: give a whole number from ${least} to ${most}`);
+    }
+    return value;
+  }
+
+  size(name: string): number | undefined {
+    const text = this.text(name);
+    return text === undefined ? undefined : sizeOf(text, `--${name}`);
+  }
+
+  choice<T extends string>(name: string, allowed: readonly T[]): T | undefined {
+    const text = this.text(name);
+    if (text === undefined) return undefined;
+    const found = allowed.find((value) => value === text);
+    if (found === undefined) throw new UsageError(`--${name} ${text}: give ${allowed.join(', ')}`);
+    return found;
+  }
+}
+
+function sizeOf(text: string, what: string): number {
+  const size = parseSize(text);
+  if (size === undefined || size === 0) {
+    throw new UsageError(`${what} ${text}: give a size such as 512M, 10G or 1073741824`);
+  }
+  return size;
+}
+
+/** @throws UsageError */
+export function parseCommand(
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = process.env,
+): { command: Command; json: boolean } {
+  const [name, ...rest] = args;
+  if (name === undefined) throw new UsageError('what is to be done?');
+  if (name === '--help' || name === '-h') return { command: { command: 'help' }, json: false };
+  if (name === '--version') return { command: { command: 'version' }, json: false };
+  if (!(name in OPTIONS)) throw new UsageError(`there is no command ${name}`);
+  let parsed: { values: Values; positionals: string[] };
+  try {
+    const options = { ...COMMON, ...OPTIONS[name as keyof typeof OPTIONS] };
+    parsed = parseArgs({ args: rest, allowPositionals: true, options });
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+  const said = new Said(parsed.values);
+  if (said.flag('help')) return { command: { command: 'help' }, json: false };
+  const words = new Words(parsed.positionals);
+  const command = build(name as keyof typeof OPTIONS, said, words, env);
+  words.end();
+  return { command, json: said.flag('json') };
+}
+
+/** What stands on the command line besides options. */
+class Words {
+  readonly #words: string[];
+
+  constructor(words: readonly string[]) {
+    this.#words = [...words];
+  }
+
+  take(what: string): string {
+    const word = this.#words.shift();
+    if (word === undefined) throw new UsageError(`${what} is missing`);
+    return word;
+  }
+
+  more(): boolean {
+    return this.#words.length > 0;
+  }
+
+  end(): void {
+    if (this.more()) throw new UsageError(`${this.#words.join(' ')} is too much`);
+  }
+}
+
+function build(
+  name: keyof typeof OPTIONS,
+  said: Said,
+  words: Words,
+  env: NodeJS.ProcessEnv,
+): Command {
+  const passphrase = passphraseOf(said, env);
+  const open: OpenOptions = {
+    allowedDirectory: said.text('allow-dir'),
+    ...(passphrase === undefined ? {} : { passphrase }),
+  };
+  switch (name) {
+    case 'serve':
+      return serveCommand(said, words.take('the image'), open);
+    case 'create':
+      return {
+        command: 'create',
+        path: words.take('the image'),
+        options: createOptions(said, words, open),
+      };
+    case 'info':
+      return { command: 'info', path: words.take('the image'), open };
+    case 'check': {
+      const repair = said.choice('repair', ['leaks', 'all']);
+      return { command: 'check', path: words.take('the image'), repair, open };
+    }
+    case 'snapshot': {
+      const action = words.take('create, list, revert or delete');
+      if (action === 'list') {
+        return { command: 'snapshot', what: { action }, on: subject(said, words), open };
+      }
+      if (action !== 'create' && action !== 'revert' && action !== 'delete') {
+        throw new UsageError(`snapshot ${action}: give create, list, revert or delete`);
+      }
+      const what = { action, name: words.take("the snapshot's name") } as const;
+      return { command: 'snapshot', what, on: subject(said, words), open };
+    }
+    case 'resize':
+      return {
+        command: 'resize',
+        size: sizeOf(words.take('the new size'), 'resize'),
+        allowShrink: said.flag('allow-shrink'),
+        on: subject(said, words),
+        open,
+      };
+    case 'commit':
+      return { command: 'commit', path: words.take('the image'), keep: said.flag('keep'), open };
+    case 'rebase':
+      return {
+        command: 'rebase',
+        path: words.take('the image'),
+        backing: said.text('backing'),
+        format: said.text('backing-format'),
+        unsafe: said.flag('unsafe'),
+        open,
+      };
+  }
+}
+
+function subject(said: Said, words: Words): Subject {
+  const control = said.text('control');
+  return control === undefined ? { image: words.take('the image') } : { control };
+}
+
+function serveCommand(said: Said, path: string, open: OpenOptions): ServeCommand {
+  const name = said.text('name');
+  if (name === undefined) throw new UsageError('--name is missing: name the backstore');
+  const maxSectors = said.number('max-sectors');
+  const commandTimeout = said.number('timeout', 0);
+  const concurrency = said.number('concurrency');
+  return {
+    command: 'serve',
+    path,
+    name,
+    blockSize: said.number('block-size', 512, 4096),
+    writeCache: !said.flag('no-write-cache'),
+    allowShrink: said.flag('allow-shrink'),
+    control: said.text('control'),
+    nice: said.number('nice', 0, 19),
+    open: {
+      ...open,
+      readOnly: said.flag('read-only'),
+      compress: said.flag('compress'),
+      discard: !said.flag('no-discard'),
+      l2CacheBytes: said.size('l2-cache'),
+      refcountCacheBytes: said.size('refcount-cache'),
+      io: said.choice('io', ['auto', 'inline', 'pool']),
+    },
+    device: {
+      export: exportOf(said),
+      recover: said.flag('recover') ? 'auto' : false,
+      ...(maxSectors === undefined ? {} : { maxSectors }),
+      ...(commandTimeout === undefined ? {} : { commandTimeout }),
+      ...(concurrency === undefined ? {} : { concurrency }),
+    },
+    serial: said.text('serial'),
+  };
+}
+
+function exportOf(said: Said): NonNullable<ServeOptions['export']> {
+  const type = said.choice('export', ['loopback', 'iscsi', 'vhost', 'none']) ?? 'loopback';
+  const iqn = said.text('iqn');
+  if (type !== 'iscsi') {
+    if (iqn !== undefined) throw new UsageError('--iqn goes with --export iscsi only');
+    return type;
+  }
+  if (iqn === undefined) throw new UsageError('--export iscsi needs --iqn, the name of the target');
+  const portals = said.list('portal');
+  const initiators = said.list('initiator');
+  if (said.flag('anyone') === initiators.length > 0) {
+    throw new UsageError('--export iscsi needs either --initiator or --anyone: who may log in?');
+  }
+  return {
+    type,
+    iqn,
+    ...(portals.length === 0 ? {} : { portals }),
+    ...(said.flag('anyone')
+      ? { anyone: {} }
+      : { initiators: initiators.map((initiator) => ({ name: initiator })) }),
+  };
+}
+
+function createOptions(said: Said, words: Words, open: OpenOptions): CreateOptions {
+  const version = said.choice('version', ['2', '3']);
+  const encrypt = said.flag('encrypt');
+  if (encrypt && open.passphrase === undefined) {
+    throw new UsageError('--encrypt needs --passphrase-file or $TCMU_PASSPHRASE');
+  }
+  return {
+    size: words.more() ? sizeOf(words.take('size'), 'size') : undefined,
+    version: version === undefined ? undefined : version === '2' ? 2 : 3,
+    clusterSize: said.size('cluster-size'),
+    refcountBits: said.number('refcount-bits', 1, 64),
+    extendedL2: said.flag('extended-l2'),
+    compressionType: said.choice('compression', ['zlib', 'zstd']),
+    lazyRefcounts: said.flag('lazy-refcounts'),
+    backingFile: said.text('backing'),
+    backingFormat: said.text('backing-format'),
+    dataFile: said.text('data-file'),
+    dataFileRaw: said.flag('data-file-raw'),
+    overwrite: said.flag('overwrite'),
+    allowedDirectory: open.allowedDirectory,
+    encryption:
+      encrypt && open.passphrase !== undefined ? { passphrase: open.passphrase } : undefined,
+  };
+}
+
+function passphraseOf(said: Said, env: NodeJS.ProcessEnv): string | undefined {
+  const file = said.text('passphrase-file');
+  if (file === undefined) return env['TCMU_PASSPHRASE'];
+  try {
+    if ((statSync(file).mode & 0o007) !== 0) {
+      throw new UsageError(
+        `--passphrase-file ${file}: everybody may read it; chmod 640 ${file}, and change the passphrase`,
+      );
+    }
+    const [first] = readFileSync(file, 'utf8').split('\n');
+    if (!first) throw new UsageError(`--passphrase-file ${file}: its first line is empty`);
+    return first;
+  } catch (error) {
+    if (error instanceof UsageError) throw error;
+    throw new UsageError(`--passphrase-file ${file}: ${(error as Error).message}`);
+  }
+}

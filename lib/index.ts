@@ -47,6 +47,7 @@ export type {
   BlockExtent,
   BlockStore,
   RequestContext,
+  StoreSpace,
   UnmapContext,
   WriteContext,
 } from './store/block-store.js';

@@ -101,6 +101,13 @@ function suites() {
       minutes: 25,
       count: lastLine,
     },
+    {
+      name: 'conformance',
+      about: 'the SCSI conformance suite, shortened',
+      command: [process.execPath, 'conformance/run.mjs', '--no-setup', '--short'],
+      minutes: 5,
+      count: lastLine,
+    },
   ];
   const examples = join(projectRoot, 'examples');
   for (const example of readdirSync(examples).sort()) {

@@ -34,7 +34,9 @@ describe('standard INQUIRY data', () => {
     expect(data[7]).toBe(2);
     expect(text(data.subarray(8, 36))).toBe('ACME    Rocket disk     7   ');
     expect(hex(data.subarray(58, 64))).toBe('00a0046004c0');
-    const rest = [0, 1, 5, 6, ...range(36, 58), ...range(64, 96)];
+    // TPGS 01b (implicit), 3PC.
+    expect(data[5]).toBe(0x18);
+    const rest = [0, 1, 6, ...range(36, 58), ...range(64, 96)];
     expect(rest.map((at) => data[at])).toEqual(rest.map(() => 0));
   });
 
@@ -76,7 +78,7 @@ describe('standard INQUIRY data', () => {
 describe('VPD pages', () => {
   test('00h lists them all, in ascending order; each is there', async () => {
     const codes = [...(await page(0x00))];
-    expect(codes).toEqual([0x00, 0x80, 0x83, 0x86, 0x87, 0xb0, 0xb1, 0xb2]);
+    expect(codes).toEqual([0x00, 0x80, 0x83, 0x86, 0x87, 0x8f, 0xb0, 0xb1, 0xb2]);
     for (const code of codes) await page(code);
   });
 
@@ -93,7 +95,7 @@ describe('VPD pages', () => {
     expect(text(await page(0x80, device))).toBe('XYZ-42');
   });
 
-  test('83h names the disk three ways, stable and by the serial', async () => {
+  test('83h names the disk three ways, stable and by the serial, and its port', async () => {
     const data = await page(0x83, await openDevice(store(), { serial: 'XYZ-42' }));
     expect(hex(data.subarray(0, 4))).toBe('01030010');
     const naa = hex(data.subarray(4, 20));
@@ -102,7 +104,8 @@ describe('VPD pages', () => {
     expect(text(data.subarray(24, 54))).toBe('TCMU-JS Block device    XYZ-42');
     expect(hex(data.subarray(54, 58))).toBe('03080028');
     expect(text(data.subarray(58, 98))).toBe(`naa.${naa.toUpperCase()}\0\0\0\0`);
-    expect(data).toHaveLength(98);
+    // Relative target port 1, target port group 0.
+    expect(hex(data.subarray(98))).toBe('01140004' + '00000001' + '01150004' + '00000000');
     const again = await page(0x83, await openDevice(store(), { serial: 'XYZ-42' }));
     expect(again).toEqual(data);
     const other = await page(0x83, await openDevice(store(), { serial: 'XYZ-43' }));
@@ -143,6 +146,35 @@ describe('VPD pages', () => {
     expect(data.readUInt32BE(24)).toBe(16);
     expect(data.readUInt32BE(28)).toBe(0x8000_0000);
     expect(data.readBigUInt64BE(32)).toBe(262144n);
+    expect(data.readUInt32BE(40)).toBe(256);
+    expect(data.subarray(44).every((byte) => byte === 0)).toBe(true);
+  });
+
+  test('8fh tells the copy commands, limits and descriptors', async () => {
+    const data = await page(0x8f);
+    expect(hex(data)).toBe(
+      '0001000c' +
+        '0b' +
+        '830300011c' +
+        '840400030405' +
+        '0004001c' +
+        '00000000' +
+        '0010' +
+        '0100' +
+        '00001e00' +
+        '00000000' +
+        '00'.repeat(12) +
+        '00080004' +
+        '0202e400' +
+        '000c0004' +
+        '0002ffff' +
+        '80010020' +
+        '00000020' +
+        '00000020' +
+        '0ffff000' +
+        '09' +
+        '00'.repeat(19),
+    );
   });
 
   test('b0h of a store without unmap has no unmap limits', async () => {
@@ -152,12 +184,15 @@ describe('VPD pages', () => {
 
   test('b1h tells a disk without seeks from another', async () => {
     expect(hex((await page(0xb1)).subarray(0, 2))).toBe('0001');
+    // WABEREQ 01b: a block erase is there, and reads succeed after it.
+    expect(hex((await page(0xb1)).subarray(2, 8))).toBe('004000000000');
     const spinning = await openDevice(Object.assign(store(), { nonRotational: false }));
     expect(hex((await page(0xb1, spinning)).subarray(0, 2))).toBe('0000');
   });
 
   test('b2h: UNMAP, both WRITE SAMEs, zeros afterwards, thin', async () => {
-    expect(hex(await page(0xb2))).toBe('00e40200');
+    // THRESHOLD EXPONENT 1: space is counted in pairs of blocks.
+    expect(hex(await page(0xb2))).toBe('01e40200');
   });
 });
 

@@ -83,7 +83,7 @@ describe('MODE SENSE', () => {
     const pages = await run(device, modeSense10(0x3f, 8), { in: 1000 });
     expect(codes(pages.data)).toEqual([0x0100, 0x0800, 0x0a00, 0x1c00]);
     const all = await run(device, modeSense10(0x3f, 8, 0xff), { in: 1000 });
-    expect(codes(all.data)).toEqual([0x0100, 0x0800, 0x0a00, 0x0a01, 0x1c00]);
+    expect(codes(all.data)).toEqual([0x0100, 0x0800, 0x0a00, 0x0a01, 0x1c00, 0x1c02]);
     const control = await run(device, modeSense10(0x0a, 8, 0xff), { in: 1000 });
     expect(codes(control.data)).toEqual([0x0a00, 0x0a01]);
     const extension = await run(device, modeSense10(0x0a, 8, 0x01), { in: 1000 });

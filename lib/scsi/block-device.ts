@@ -17,8 +17,12 @@ import { chain, isPromise } from '../store/maybe.js';
 import { readU16 } from './bytes.js';
 import { type CdbField, CommandEntry } from './command-spec.js';
 import { blockCommands } from './commands/index.js';
+import { registerUnit, unregisterUnit } from './copy/copy-manager.js';
+import { MediumOperation } from './hindrance.js';
 import { Identity, type IdentityOptions } from './identity.js';
 import { LogicalUnit } from './logical-unit.js';
+import type { ModePageStorage } from './mode-pages.js';
+import { type PortGroups, SINGLE_PORT_GROUP } from './port-groups.js';
 import { type SenseError, sense, toSense } from './sense.js';
 
 /** How the device presents itself. */
@@ -37,6 +41,25 @@ export interface BlockDeviceOptions extends IdentityOptions {
    * medium.
    */
   powerOnAttention?: boolean | undefined;
+  /**
+   * READ (32), WRITE (32) and the other 32-byte commands. Default false: they exist for protection
+   * information, which this device does not have, and libiscsi's suite can't take their usage maps.
+   */
+  longCommands?: boolean | undefined;
+  /** Where mode pages saved by MODE SELECT are kept. Default: nowhere, and saving is refused. */
+  modePageStorage?: ModePageStorage | undefined;
+  /**
+   * The target port groups that REPORT TARGET PORT GROUPS tells of. Default: one group, 0, with relative
+   * target port 1, active and optimized.
+   */
+  portGroups?: PortGroups | undefined;
+  /**
+   * Names of the I_T nexuses (iSCSI sessions, say) there are now, any names that differ between nexuses and
+   * change when one is lost and comes again; undefined when they can't be told. TCMU does not say which one
+   * sent a command, so they serve only to end a PREVENT ALLOW MEDIUM REMOVAL whose nexus is gone, and to tell others
+   * of changed mode parameters.
+   */
+  nexuses?: (() => MaybePromise<ReadonlySet<string> | undefined>) | undefined;
 }
 
 /** Published on the diagnostics channel `tcmu:scsi:error` for every failure of a store. */
@@ -63,7 +86,14 @@ export class BlockDevice implements CommandHandler {
     if (!Number.isSafeInteger(maxTransferLength) || maxTransferLength < 0) {
       throw new ArgumentError(`maxTransferLength ${maxTransferLength} is no number of bytes`);
     }
-    this.#unit = new LogicalUnit(store, new Identity(options), { removable, maxTransferLength });
+    this.#unit = new LogicalUnit(store, new Identity(options), {
+      removable,
+      maxTransferLength,
+      longCommands: options.longCommands ?? false,
+      modePageStorage: options.modePageStorage,
+      portGroups: options.portGroups ?? SINGLE_PORT_GROUP,
+      nexuses: options.nexuses,
+    });
     this.#powerOnAttention = powerOnAttention;
   }
 
@@ -79,23 +109,37 @@ export class BlockDevice implements CommandHandler {
   open(): MaybePromise<void> {
     const unit = this.#unit;
     return chain(unit.store.open?.(), () => {
-      try {
-        unit.open(blockCommands);
-      } catch (error) {
-        return chain(unit.store.close?.(), () => {
+      const fail = (error: unknown): MaybePromise<never> =>
+        chain(unit.store.close?.(), () => {
           throw error;
         });
+      try {
+        unit.open(blockCommands);
+        const loaded = chain(unit.options.modePageStorage?.load(), (pages) => {
+          if (pages !== undefined) unit.modePages.load(pages);
+          unit.cacheModeChanged();
+          this.#open = true;
+          registerUnit(unit);
+          if (this.#powerOnAttention) unit.raiseAttention(sense.powerOnOccurred());
+        });
+        return isPromise(loaded) ? (loaded as Promise<void>).catch(fail) : loaded;
+      } catch (error) {
+        return fail(error);
       }
-      this.#open = true;
-      if (this.#powerOnAttention) unit.raiseAttention(sense.powerOnOccurred());
     });
   }
 
-  /** Closes the store. */
+  /** Ends what runs by itself (a FORMAT UNIT, SANITIZE, or copy), then closes the store. */
   close(): MaybePromise<void> {
     if (!this.#open) return;
     this.#open = false;
-    return chain(this.#unit.store.close?.(), () => {});
+    const unit = this.#unit;
+    unregisterUnit(unit);
+    const operation = unit.hindrance instanceof MediumOperation ? unit.hindrance : undefined;
+    operation?.stop();
+    return chain(operation?.finished, () =>
+      chain(unit.copies.close(), () => chain(unit.store.close?.(), () => {})),
+    );
   }
 
   /**
@@ -109,15 +153,21 @@ export class BlockDevice implements CommandHandler {
     if (this.#unit.blocks !== before) this.#unit.raiseAttention(sense.capacityDataHasChanged());
   }
 
+  /** Tells the initiator that `portGroups` answers something new: ASYMMETRIC ACCESS STATE CHANGED. */
+  portGroupsChanged(): void {
+    this.#unit.raiseAttention(sense.asymmetricAccessStateChanged());
+  }
+
   /**
    * A logical unit or target reset puts the mode parameters back; LIO raises the unit attention
    * itself.
    */
   taskManagement(tmr: TaskManagement): void {
     if (/reset/.test(tmr.type)) {
-      this.#unit.modePages.reset();
-      this.#unit.cacheModeChanged();
-      this.#unit.removalPrevented = false;
+      const unit = this.#unit;
+      unit.modePages.reset();
+      unit.cacheModeChanged();
+      unit.removalPrevented = false;
     }
   }
 
@@ -150,18 +200,20 @@ export class BlockDevice implements CommandHandler {
     if (unit.attentions.length > 0 && !entry.ignoresAttention) {
       throw unit.attentions.shift() as SenseError;
     }
+    const refusal = unit.hindrance?.refusal(entry);
+    if (refusal !== undefined) throw refusal;
+    if (entry.medium !== 'none') {
+      if (unit.ejected) throw sense.mediumNotPresent();
+      if (entry.medium === 'write' && unit.writeProtected) {
+        throw unit.store.readOnly ? sense.writeProtected() : sense.softwareWriteProtected();
+      }
+    }
     const { refusals } = entry;
     for (let i = 0; i < refusals.length; i++) {
       const { byte, mask } = refusals[i] as CdbField;
       // The pointer names the most significant bit of the field (SPC-5, BIT POINTER).
       if (((cdb[byte] as number) & mask) !== 0) {
         throw sense.invalidFieldInCdb({ byte, bit: 31 - Math.clz32(mask) });
-      }
-    }
-    if (entry.medium !== 'none') {
-      if (unit.ejected) throw sense.mediumNotPresent();
-      if (entry.medium === 'write' && unit.writeProtected) {
-        throw unit.store.readOnly ? sense.writeProtected() : sense.softwareWriteProtected();
       }
     }
     return entry;

@@ -25,6 +25,10 @@ export function readU32(bytes: Uint8Array, at: number): number {
   );
 }
 
+export function readU48(bytes: Uint8Array, at: number): number {
+  return readU16(bytes, at) * 0x1_0000_0000 + readU32(bytes, at + 2);
+}
+
 export function readU64(bytes: Uint8Array, at: number): number {
   return readU32(bytes, at) * 0x1_0000_0000 + readU32(bytes, at + 4);
 }
@@ -45,6 +49,11 @@ export function writeU32(bytes: Uint8Array, at: number, value: number): void {
   bytes[at + 1] = value >>> 16;
   bytes[at + 2] = value >>> 8;
   bytes[at + 3] = value;
+}
+
+export function writeU48(bytes: Uint8Array, at: number, value: number): void {
+  writeU16(bytes, at, Math.floor(value / 0x1_0000_0000));
+  writeU32(bytes, at + 2, (value % 0x1_0000_0000) | 0);
 }
 
 export function writeU64(bytes: Uint8Array, at: number, value: number): void {

@@ -64,8 +64,14 @@ export interface CommandSpec {
    * conditions).
    */
   readonly ignoresAttention?: boolean;
+  /** Runs also while a FORMAT UNIT or SANITIZE is under way (SBC-4 names those commands). */
+  readonly whileHindered?: boolean;
+  /** Runs also after a FORMAT UNIT or SANITIZE failed, since it can end that state. */
+  readonly mendsMedium?: boolean;
   /** Whether this device has the command; default yes. */
   readonly available?: (unit: LogicalUnit) => boolean;
+  /** For people: the option, or method of the store, that makes it available. */
+  readonly needs?: string;
   /** RECOMMENDED COMMAND TIMEOUT in seconds; default: none given. */
   readonly timeout?: number;
   /**
@@ -82,6 +88,8 @@ export class CommandEntry {
   readonly length: number;
   readonly medium: CommandSpec['medium'];
   readonly ignoresAttention: boolean;
+  readonly whileHindered: boolean;
+  readonly mendsMedium: boolean;
   /** CDB USAGE DATA: the bits that this device evaluates. */
   readonly usage: Uint8Array;
   /** Fields that must be zero: the checks of the decoder. */
@@ -93,6 +101,8 @@ export class CommandEntry {
     this.length = spec.length;
     this.medium = spec.medium;
     this.ignoresAttention = spec.ignoresAttention ?? false;
+    this.whileHindered = spec.whileHindered ?? false;
+    this.mendsMedium = spec.mendsMedium ?? false;
     // SAM-5, CONTROL byte: a device server without ACA refuses NACA, bit 2 of CONTROL.
     const naca = refused('NACA', spec.opcode === 0x7f ? 1 : spec.length - 1, 2);
     this.refusals = [...spec.fields.filter((field) => field.refused), naca];

@@ -4,6 +4,8 @@
  */
 export { BlockDevice, type BlockDeviceOptions, type StoreFailure } from './block-device.js';
 export type { IdentityOptions } from './identity.js';
+export type { ModePageStorage } from './mode-pages.js';
+export type { AccessState, PortGroup, PortGroupChange, PortGroups } from './port-groups.js';
 export {
   decodeSense,
   encodeSense,

@@ -15,9 +15,13 @@ import type {
 import { chain, settled } from '../store/maybe.js';
 import { RangeLock } from '../store/range-lock.js';
 import { type CommandSpec, CommandTable } from './command-spec.js';
+import { CopyManager } from './copy/copy-manager.js';
+import type { Hindrance } from './hindrance.js';
 import type { Identity } from './identity.js';
-import { ModePages } from './mode-pages.js';
+import { type ModePageStorage, ModePages } from './mode-pages.js';
+import type { PortGroups } from './port-groups.js';
 import { type SenseError, sense } from './sense.js';
+import { SpaceWatch } from './space-watch.js';
 
 /**
  * What a store is told of the command that a request belongs to; makes the signal only when asked.
@@ -52,7 +56,23 @@ export interface Limits {
   readonly unmapDescriptors: number;
   /** MAXIMUM WRITE SAME LENGTH. */
   readonly writeSame: number;
+  /** MAXIMUM ATOMIC TRANSFER LENGTH, in blocks; 0: none. */
+  readonly atomicBlocks: number;
 }
+
+/** What a unit is told about itself and its surroundings. */
+export interface UnitOptions {
+  readonly removable: boolean;
+  readonly maxTransferLength: number;
+  readonly longCommands: boolean;
+  readonly modePageStorage: ModePageStorage | undefined;
+  readonly portGroups: PortGroups;
+  /** Names of the I_T nexuses there are now; undefined when nobody knows. */
+  readonly nexuses: (() => MaybePromise<ReadonlySet<string> | undefined>) | undefined;
+}
+
+/** Counters of the General Statistics and Performance log page: indexes into `LogicalUnit.counters`. */
+export const Counter = { READS: 0, WRITES: 1, BLOCKS_WRITTEN: 2, BLOCKS_READ: 3 } as const;
 
 const MiB = 1024 * 1024;
 
@@ -61,7 +81,15 @@ export class LogicalUnit {
   readonly identity: Identity;
   readonly removable: boolean;
   readonly lock = new RangeLock();
-  readonly #maxTransferLength: number;
+  readonly options: UnitOptions;
+  readonly copies: CopyManager;
+  readonly space: SpaceWatch;
+  /** See `Counter`. */
+  readonly counters = new Float64Array(4);
+  /** Start and stop cycles: how often the medium was loaded. */
+  loads = 0;
+  /** Milliseconds to add to this machine's clock: SET TIMESTAMP. */
+  timestampOffset: number | undefined;
 
   // From here to `thin` set by `open`, since a store may learn of its capabilities only there.
   modePages!: ModePages;
@@ -81,23 +109,25 @@ export class LogicalUnit {
 
   /** A removable medium is out. */
   ejected = false;
+  /** What refuses commands now: an operation on the whole medium, or that one failed. */
+  hindrance: Hindrance | undefined;
   /** PREVENT ALLOW MEDIUM REMOVAL. */
   removalPrevented = false;
+  /** The nexuses there were when removal was prevented, as far as is known. */
+  preventers: ReadonlySet<string> | undefined;
   /**
    * Unit attentions not yet reported, oldest first. There is one queue for all nexuses: TCMU does
    * not tell handlers which initiator sent a command.
    */
   readonly attentions: SenseError[] = [];
 
-  constructor(
-    store: BlockStore,
-    identity: Identity,
-    options: { removable: boolean; maxTransferLength: number },
-  ) {
+  constructor(store: BlockStore, identity: Identity, options: UnitOptions) {
     this.store = store;
     this.identity = identity;
     this.removable = options.removable;
-    this.#maxTransferLength = options.maxTransferLength;
+    this.options = options;
+    this.copies = new CopyManager(this);
+    this.space = new SpaceWatch(this);
   }
 
   /**
@@ -113,16 +143,28 @@ export class LogicalUnit {
         'block store: writeCache is true but there is no flush method; add flush, or set writeCache to false if settled writes are durable',
       );
     }
-    this.modePages = new ModePages({ writeCache: this.volatile });
+    this.modePages = new ModePages({
+      writeCache: this.volatile,
+      thresholds: store.space !== undefined,
+      savable: this.options.modePageStorage !== undefined,
+    });
+    this.measure();
+    const { atomicWriteLength = 0 } = store;
+    if (!Number.isSafeInteger(atomicWriteLength / this.blockSize) || atomicWriteLength < 0) {
+      throw new ArgumentError(
+        `block store: atomicWriteLength is ${atomicWriteLength}; it must be a multiple of the block size ${this.blockSize}`,
+      );
+    }
     this.limits = {
-      transfer: this.#maxTransferLength,
+      transfer: this.options.maxTransferLength,
       compareAndWriteBlocks: 255,
       unmapBlocks: MiB,
       unmapDescriptors: 256,
       // Emulated, WRITE SAME is as slow as writing: it must end long before the kernel's time-out.
       writeSame: (store.writeSame ?? store.writeZeroes) === undefined ? 256 * MiB : 1024 * MiB,
+      // WRITE ATOMIC (16) says its length in 16 bits.
+      atomicBlocks: Math.min(atomicWriteLength / this.blockSize, 0xffff),
     };
-    this.measure();
     this.commands = new CommandTable(specs.filter((spec) => spec.available?.(this) ?? true));
   }
 

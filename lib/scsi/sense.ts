@@ -328,6 +328,11 @@ export const sense = {
     0x01,
     'LOGICAL UNIT IS IN PROCESS OF BECOMING READY',
   ),
+  formatInProgress: code(K.NOT_READY, 0x04, 0x04, 'LOGICAL UNIT NOT READY, FORMAT IN PROGRESS'),
+  sanitizeInProgress: code(K.NOT_READY, 0x04, 0x1b, 'LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS'),
+  /** A FORMAT UNIT failed; the medium must be formatted again. */
+  mediumFormatCorrupted: code(K.MEDIUM_ERROR, 0x31, 0x00, 'MEDIUM FORMAT CORRUPTED'),
+  sanitizeCommandFailed: code(K.MEDIUM_ERROR, 0x31, 0x03, 'SANITIZE COMMAND FAILED'),
   notReadyCommunicationFailure: code(K.NOT_READY, 0x08, 0x00, 'LOGICAL UNIT COMMUNICATION FAILURE'),
   notReadyCommunicationTimeout: code(
     K.NOT_READY,
@@ -343,6 +348,43 @@ export const sense = {
     'POWER ON, RESET, OR BUS DEVICE RESET OCCURRED',
   ),
   capacityDataHasChanged: code(K.UNIT_ATTENTION, 0x2a, 0x09, 'CAPACITY DATA HAS CHANGED'),
+  modeParametersChanged: code(K.UNIT_ATTENTION, 0x2a, 0x01, 'MODE PARAMETERS CHANGED'),
+  asymmetricAccessStateChanged: code(
+    K.UNIT_ATTENTION,
+    0x2a,
+    0x06,
+    'ASYMMETRIC ACCESS STATE CHANGED',
+  ),
+  softThresholdReached: code(
+    K.UNIT_ATTENTION,
+    0x38,
+    0x07,
+    'THIN PROVISIONING SOFT THRESHOLD REACHED',
+  ),
+  /** A copy (EXTENDED COPY) can't be processed as its parameter list says. */
+  tooManyCscdDescriptors: code(K.ILLEGAL_REQUEST, 0x26, 0x06, 'TOO MANY TARGET DESCRIPTORS'),
+  unsupportedCscdDescriptor: code(
+    K.ILLEGAL_REQUEST,
+    0x26,
+    0x07,
+    'UNSUPPORTED TARGET DESCRIPTOR TYPE CODE',
+  ),
+  tooManySegmentDescriptors: code(K.ILLEGAL_REQUEST, 0x26, 0x08, 'TOO MANY SEGMENT DESCRIPTORS'),
+  unsupportedSegmentDescriptor: code(
+    K.ILLEGAL_REQUEST,
+    0x26,
+    0x09,
+    'UNSUPPORTED SEGMENT DESCRIPTOR TYPE CODE',
+  ),
+  inlineDataLengthExceeded: code(K.ILLEGAL_REQUEST, 0x26, 0x0b, 'INLINE DATA LENGTH EXCEEDED'),
+  operationInProgress: code(K.ILLEGAL_REQUEST, 0x00, 0x16, 'OPERATION IN PROGRESS'),
+  copyTargetNotReachable: code(K.COPY_ABORTED, 0x0d, 0x02, 'COPY TARGET DEVICE NOT REACHABLE'),
+  /** @param segment index of the segment descriptor that failed (SPC-5, COMMAND-SPECIFIC INFORMATION). */
+  copyAborted: (segment: number, cause?: unknown) =>
+    new SenseError(K.COPY_ABORTED, 0x00, 0x00, 'NO ADDITIONAL SENSE INFORMATION', {
+      commandSpecific: segment,
+      cause,
+    }),
   /** BUSY status: try again later. No sense data. */
   busy: (options?: SenseErrorOptions) =>
     new SenseError(K.NO_SENSE, 0, 0, 'BUSY', { ...options, status: Status.BUSY }),

@@ -39,6 +39,12 @@ export interface BlockExtent {
   readonly status: 'data' | 'hole' | 'zero';
 }
 
+/** Space behind a thin disk, in bytes. */
+export interface StoreSpace {
+  readonly used: number;
+  readonly available: number;
+}
+
 export interface BlockStore {
   /**
    * Capacity in bytes: a multiple of `blockSize`, above 0, at most 2^53 - 1. Read again after
@@ -74,6 +80,12 @@ export interface BlockStore {
    * true.
    */
   readonly nonRotational?: boolean;
+
+  /**
+   * Bytes that one `write` puts down all or nothing, even when power fails, a multiple of `blockSize`
+   * (WRITE ATOMIC (16), SBC-4 Block Limits VPD page). Default: none promised.
+   */
+  readonly atomicWriteLength?: number;
 
   /** Fills all of `data` from `position`. */
   read(position: number, data: DataIn, context: RequestContext): MaybePromise<unknown>;
@@ -111,6 +123,26 @@ export interface BlockStore {
     length: number,
     context: RequestContext,
   ): MaybePromise<readonly BlockExtent[]>;
+  /**
+   * Copies `length` bytes from `source`, which may be this store itself, as far as that is cheap: shared
+   * clusters, a reflink, a copy on the server (EXTENDED COPY). Answers how many bytes, from the start on,
+   * read like the source's now: a multiple of the block size, 0 for a source it knows nothing cheap for. The
+   * caller copies the rest. Ranges of one store do not overlap.
+   */
+  copyFrom?(
+    source: BlockStore,
+    sourcePosition: number,
+    position: number,
+    length: number,
+    context: RequestContext,
+  ): MaybePromise<number>;
+  /**
+   * Space that the disk takes now and could still take, in bytes (SBC-4, Logical Block Provisioning log
+   * page and soft thresholds). Asked about once a second at most.
+   */
+  space?(): MaybePromise<StoreSpace>;
+  /** Makes all data unreadable by forgetting its key (SANITIZE, CRYPTOGRAPHIC ERASE). */
+  cryptoErase?(context: RequestContext): MaybePromise<unknown>;
   /** Called once before the first request. */
   open?(): MaybePromise<unknown>;
   /** Called once after the last request has settled. The store flushes what it holds. */

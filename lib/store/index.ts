@@ -7,6 +7,7 @@ export type {
   BlockExtent,
   BlockStore,
   RequestContext,
+  StoreSpace,
   UnmapContext,
   WriteContext,
 } from './block-store.js';

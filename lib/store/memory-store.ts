@@ -5,7 +5,7 @@
  */
 import type { DataIn, DataOut } from '../device/data.js';
 import { ArgumentError } from '../errors.js';
-import type { BlockExtent, BlockStore } from './block-store.js';
+import type { BlockExtent, BlockStore, StoreSpace } from './block-store.js';
 import { isZero } from './memory-data.js';
 
 /** Options of `MemoryStore`. */
@@ -25,6 +25,8 @@ export interface MemoryStoreOptions {
 export class MemoryStore implements BlockStore {
   readonly blockSize: number;
   readonly unmapGranularity: number;
+  /** Nothing comes in between, and a loss of power takes the whole disk. */
+  readonly atomicWriteLength = 1024 * 1024;
   readonly #pageSize: number;
   readonly #pages = new Map<number, Uint8Array>();
   #size: number;
@@ -118,6 +120,10 @@ export class MemoryStore implements BlockStore {
       at = stop;
     }
     return extents;
+  }
+
+  space(): StoreSpace {
+    return { used: this.allocated, available: Math.max(0, this.#size - this.allocated) };
   }
 
   /** Makes the disk `size` bytes long; what is cut off is gone. */

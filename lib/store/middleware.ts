@@ -5,13 +5,14 @@
  *
  * To write one: extend `StoreMiddleware` and override `intercept`, which sees every operation, or
  * single methods. An overridden optional method is there only if the inner store has it; `hide` takes
- * methods away.
+ * methods away. `copyFrom` is never forwarded: it would pass by a middleware that changes data on its way.
  */
 import type { DataIn, DataOut, MaybePromise } from '../device/data.js';
 import type {
   BlockExtent,
   BlockStore,
   RequestContext,
+  StoreSpace,
   UnmapContext,
   WriteContext,
 } from './block-store.js';
@@ -23,6 +24,8 @@ const OPTIONAL_METHODS = [
   'writeSame',
   'compareAndWrite',
   'blockStatus',
+  'space',
+  'cryptoErase',
   'resize',
 ] as const;
 
@@ -30,7 +33,7 @@ const OPTIONAL_METHODS = [
 export type OptionalMethod = (typeof OPTIONAL_METHODS)[number];
 
 /** The name of an operation of a store. */
-export type OperationName = 'read' | 'write' | Exclude<OptionalMethod, 'resize'>;
+export type OperationName = 'read' | 'write' | Exclude<OptionalMethod, 'resize' | 'space'>;
 
 /** All operations, in the order of the interface. */
 export const OPERATIONS: readonly OperationName[] = [
@@ -42,6 +45,7 @@ export const OPERATIONS: readonly OperationName[] = [
   'writeSame',
   'compareAndWrite',
   'blockStatus',
+  'cryptoErase',
 ];
 
 /** One operation on its way to the inner store. */
@@ -109,6 +113,10 @@ export class StoreMiddleware implements BlockStore {
     return this.inner.nonRotational ?? true;
   }
 
+  get atomicWriteLength(): number {
+    return this.inner.atomicWriteLength ?? 0;
+  }
+
   read(position: number, data: DataIn, context: RequestContext): MaybePromise<unknown> {
     const operation = { name: 'read', position, length: data.length, context } as const;
     return this.intercept(operation, () => this.inner.read(position, data, context));
@@ -170,6 +178,17 @@ export class StoreMiddleware implements BlockStore {
   ): MaybePromise<readonly BlockExtent[]> {
     return this.intercept({ name: 'blockStatus', position, length, context }, () =>
       (this.inner as Required<BlockStore>).blockStatus(position, length, context),
+    );
+  }
+
+  space(): MaybePromise<StoreSpace> {
+    return (this.inner as Required<BlockStore>).space();
+  }
+
+  cryptoErase(context: RequestContext): MaybePromise<unknown> {
+    const { size } = this;
+    return this.intercept({ name: 'cryptoErase', position: 0, length: size, context }, () =>
+      this.inner.cryptoErase?.(context),
     );
   }
 

@@ -6,7 +6,8 @@ import { StoreMiddleware } from './middleware.js';
 class ReadOnlyStore extends StoreMiddleware {
   constructor(inner: BlockStore) {
     super(inner);
-    this.hide('flush', 'unmap', 'writeZeroes', 'writeSame', 'compareAndWrite', 'resize');
+    this.hide('flush', 'unmap', 'writeZeroes', 'writeSame', 'compareAndWrite', 'cryptoErase');
+    this.hide('resize');
   }
 
   override get readOnly(): boolean {

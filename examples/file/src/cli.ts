@@ -88,7 +88,9 @@ async function run(options: Options, signals: Signals): Promise<number> {
   const store = await FileStore.open(options.path, {
     size: options.size,
     blockSize: options.blockSize,
+    physicalBlockSize: options.physicalBlockSize,
     readOnly: options.readOnly,
+    thick: options.thick,
     writeCache: options.writeCache,
     direct: options.direct,
     io: options.io,

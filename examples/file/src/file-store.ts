@@ -45,7 +45,11 @@ export interface FileStoreOptions {
   size?: number | undefined;
   /** Logical block size: 512, 1024, 2048 or 4096 bytes. Default 512, or the block device's own. */
   blockSize?: number | undefined;
+  /** What initiators should align to, a multiple of `blockSize`. Default the file system's block, at most 4096. */
+  physicalBlockSize?: number | undefined;
   readOnly?: boolean | undefined;
+  /** Deallocate nothing: the disk has no `unmap`. Default false. */
+  thick?: boolean | undefined;
   /** Acknowledge writes once the kernel has them (default), or once they are durable (false). */
   writeCache?: boolean | undefined;
   /** O_DIRECT: past the host's page cache. Default false. */
@@ -112,7 +116,8 @@ export class FileStore implements BlockStore {
     this.blockSize = blockSizeFor(file, options.blockSize);
     this.physicalBlockSize = multipleOf(
       this.blockSize,
-      kind === 'block' ? physicalBlockSize : Math.min(blockSize, 4096),
+      options.physicalBlockSize ??
+        (kind === 'block' ? physicalBlockSize : Math.min(blockSize, 4096)),
     );
     this.unmapGranularity = multipleOf(this.blockSize, blockSize);
     this.readOnly = file.readOnly;
@@ -158,7 +163,7 @@ export class FileStore implements BlockStore {
           io: options.io ?? 'auto',
         });
       }
-      const facts = { size, created, canPunch: await canPunch(file) };
+      const facts = { size, created, canPunch: options.thick !== true && (await canPunch(file)) };
       return new FileStore(file, buffered, facts, options);
     } catch (error) {
       if (created) await unlink(await readlink(`/proc/self/fd/${file.fd}`));

@@ -17,7 +17,10 @@ The disk
   --size <size>            create the file with this size, or make a shorter one longer: 512M, 10G, 1T …
                            Space is taken only as it is written. Default: the size that it has
   --block-size <bytes>     512, 1024, 2048 or 4096. Default 512, or the block device's own
+  --physical-block-size <bytes>  what initiators align to. Default the file system's block, at most 4096
   --read-only              refuse writes; several read-only servers may share a file
+  --thick                  unmap nothing: space that was taken stays taken
+  --removable              a medium that initiators may lock and eject
   --no-write-cache         answer each write when it is durable, not when the kernel has it
   --direct                 O_DIRECT: past this machine's page cache
   --io <where>             auto (default): in the thread pool only what would wait; inline: all at once on the
@@ -83,7 +86,10 @@ export interface Options {
   name: string;
   size: number | undefined;
   blockSize: number | undefined;
+  physicalBlockSize: number | undefined;
   readOnly: boolean;
+  thick: boolean;
+  removable: boolean;
   writeCache: boolean;
   direct: boolean;
   io: 'auto' | 'inline' | 'pool';
@@ -117,7 +123,10 @@ function read(args: readonly string[]) {
         name: TEXT,
         size: TEXT,
         'block-size': TEXT,
+        'physical-block-size': TEXT,
         'read-only': FLAG,
+        thick: FLAG,
+        removable: FLAG,
         'no-write-cache': FLAG,
         direct: FLAG,
         io: TEXT,
@@ -169,7 +178,10 @@ export function parseOptions(
     name: deviceName(values),
     size: sizeOf(values.size),
     blockSize: number(values, 'block-size', [512, 1024, 2048, 4096]),
+    physicalBlockSize: number(values, 'physical-block-size', PHYSICAL_BLOCK_SIZES),
     readOnly: values['read-only'],
+    thick: values.thick,
+    removable: values.removable,
     writeCache: !values['no-write-cache'],
     direct: values.direct,
     io: choice('io', values.io ?? 'auto', ['auto', 'inline', 'pool']),
@@ -190,6 +202,8 @@ export function parseOptions(
     json: values.json,
   };
 }
+
+const PHYSICAL_BLOCK_SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536];
 
 /** Lowering needs no privilege; raising (below 0) is what service managers are for. */
 const PRIORITIES = Array.from({ length: 20 }, (_, nice) => nice);
@@ -231,6 +245,7 @@ function number(
   values: Values,
   option:
     | 'block-size'
+    | 'physical-block-size'
     | 'max-sectors'
     | 'data-area-mb'
     | 'ring-mb'

@@ -48,7 +48,11 @@ async function serveAnew(
     export: exportOptions(options.export),
     recover: options.recover ? 'auto' : false,
     signals: false,
-    scsi: { product: 'File', ...(serial === undefined ? {} : { serial }) },
+    scsi: {
+      product: 'File',
+      removable: options.removable,
+      ...(serial === undefined ? {} : { serial }),
+    },
     ...(maxSectors === undefined ? {} : { maxSectors }),
     ...(dataAreaMb === undefined ? {} : { dataAreaMiB: dataAreaMb }),
     ...(ringMb === undefined ? {} : { ringMiB: ringMb }),
@@ -101,6 +105,7 @@ async function serveExisting(store: FileStore, options: Options, uio: string): P
     const name = source.name.replace(/^[^/]*\//, '');
     const disk = new BlockDevice(store, {
       product: 'File',
+      removable: options.removable,
       serial: options.serial ?? (await serialOf(name)),
     });
     const { concurrency } = options;

@@ -79,14 +79,15 @@ function readThrough(
 }
 
 /** @param byteCheck BYTCHK: 0 read only, 1 compare all, 3 compare each block with the one sent. */
-function verify(
+export function verify(
   unit: LogicalUnit,
   command: ScsiCommand,
   lba: number,
   blocks: number,
 ): MaybePromise<unknown> {
-  const byteCheck = ((command.cdb[1] as number) >>> 1) & 0x03;
-  if (byteCheck === 2) throw sense.invalidFieldInCdb({ byte: 1, bit: 2 });
+  const optionsAt = command.cdb[0] === 0x7f ? 10 : 1;
+  const byteCheck = ((command.cdb[optionsAt] as number) >>> 1) & 0x03;
+  if (byteCheck === 2) throw sense.invalidFieldInCdb({ byte: optionsAt, bit: 2 });
   unit.checkRange(lba, blocks);
   const position = lba * unit.blockSize;
   const length = blocks * unit.blockSize;
@@ -110,14 +111,15 @@ function verify(
 }
 
 /** What was written is on the medium, and reads back. */
-function writeAndVerify(
+export function writeAndVerify(
   unit: LogicalUnit,
   command: ScsiCommand,
   lba: number,
   blocks: number,
 ): MaybePromise<unknown> {
-  const byteCheck = ((command.cdb[1] as number) >>> 1) & 0x03;
-  if (byteCheck > 1) throw sense.invalidFieldInCdb({ byte: 1, bit: 2 });
+  const optionsAt = command.cdb[0] === 0x7f ? 10 : 1;
+  const byteCheck = ((command.cdb[optionsAt] as number) >>> 1) & 0x03;
+  if (byteCheck > 1) throw sense.invalidFieldInCdb({ byte: optionsAt, bit: 2 });
   const length = unit.dataOutLength(command, lba, blocks);
   if (length === 0) return;
   const position = lba * unit.blockSize;

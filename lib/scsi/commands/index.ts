@@ -2,7 +2,12 @@
 import type { CommandSpec } from '../command-spec.js';
 import { capacityCommands } from './capacity.js';
 import { compareCommands } from './compare.js';
+import { copyCommands } from './copy.js';
+import { defectCommands } from './defects.js';
+import { formatCommands } from './format.js';
 import { inquiryCommands } from './inquiry.js';
+import { logCommands } from './log.js';
+import { longCommands } from './long.js';
 import { maintenanceCommands } from './maintenance.js';
 import { modeCommands } from './mode.js';
 import { provisioningCommands } from './provisioning.js';
@@ -22,4 +27,9 @@ export const blockCommands: readonly CommandSpec[] = [
   ...provisioningCommands,
   ...synchronizeCommands,
   ...maintenanceCommands,
+  ...formatCommands,
+  ...defectCommands,
+  ...logCommands,
+  ...longCommands,
+  ...copyCommands,
 ];

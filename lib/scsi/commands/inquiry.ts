@@ -1,6 +1,9 @@
 /** INQUIRY and the vital product data pages (SPC-5, SBC-4). */
+import type { MaybePromise } from '../../device/data.js';
+import { chain } from '../../store/maybe.js';
 import { readU16, writeAscii, writeU16, writeU32, writeU64 } from '../bytes.js';
 import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
+import { BLOCK_TO_BLOCK, COPY_LIMITS, IDENTIFICATION, OWN_UNIT } from '../copy/parameter-list.js';
 import type { LogicalUnit } from '../logical-unit.js';
 import { sense } from '../sense.js';
 import { respond } from './respond.js';
@@ -14,6 +17,8 @@ function standardInquiry(unit: LogicalUnit): Uint8Array {
   data[2] = 0x06; // VERSION: SPC-4
   data[3] = 0x02; // RESPONSE DATA FORMAT
   data[4] = data.length - 5;
+  // TPGS: implicit, and explicit where states can be set; 3PC: EXTENDED COPY.
+  data[5] = (unit.options.portGroups.set === undefined ? 0x10 : 0x30) | 0x08;
   data[7] = 0x02; // CMDQUE
   writeAscii(data, 8, 8, unit.identity.vendor);
   writeAscii(data, 16, 16, unit.identity.product);
@@ -23,13 +28,13 @@ function standardInquiry(unit: LogicalUnit): Uint8Array {
 }
 
 /** A page's contents behind the four header bytes. */
-type VpdPage = (unit: LogicalUnit) => Uint8Array;
+type VpdPage = (unit: LogicalUnit) => MaybePromise<Uint8Array>;
 
 /**
  * Device Identification VPD page (SPC-5): designators by which the disk is recognised on every
  * path.
  */
-function deviceIdentification(unit: LogicalUnit): Uint8Array {
+function deviceIdentification(unit: LogicalUnit): MaybePromise<Uint8Array> {
   const { vendor, product, serial, naa } = unit.identity;
   const t10 = new Uint8Array(24 + serial.length);
   writeAscii(t10, 0, 8, vendor);
@@ -39,14 +44,33 @@ function deviceIdentification(unit: LogicalUnit): Uint8Array {
   // string).
   const name = new Uint8Array(40);
   writeAscii(name, 0, 36, `naa.${naa.toUpperCase()}`);
-  return concat([
-    designator(0x1, 0x3, Buffer.from(naa, 'hex')),
-    designator(0x2, 0x1, t10),
-    designator(0x3, 0x8, name),
-  ]);
+  return chain(unit.options.portGroups.list(), ([group]) =>
+    concat([
+      designator(0x1, 0x3, Buffer.from(naa, 'hex')),
+      designator(0x2, 0x1, t10),
+      designator(0x3, 0x8, name),
+      // By which port the command came is not known: the first one stands for all.
+      ...(group === undefined
+        ? []
+        : [
+            ...group.ports
+              .slice(0, 1)
+              .map((port) => designator(0x1, TARGET_PORT | 0x4, word(port))),
+            designator(0x1, TARGET_PORT | 0x5, word(group.id)),
+          ]),
+    ]),
+  );
 }
 
-/** One designation descriptor (SPC-5); all belong to the logical unit (ASSOCIATION 00b). */
+/** ASSOCIATION 01b. */
+const TARGET_PORT = 0x10;
+
+/** Relative target port identifier and target port group designators: two reserved bytes, two of number. */
+function word(value: number): Uint8Array {
+  return Uint8Array.of(0, 0, value >>> 8, value & 0xff);
+}
+
+/** One designation descriptor (SPC-5). */
 function designator(codeSet: number, type: number, value: Uint8Array): Uint8Array {
   return concat([Uint8Array.of(codeSet, type, 0, value.length), value]);
 }
@@ -83,6 +107,8 @@ function blockLimits(unit: LogicalUnit): Uint8Array {
     page[28] = 0x80; // UGAVALID, alignment 0
   }
   writeU64(page, 32, inBlocks(limits.writeSame));
+  // Atomic writes: any alignment and any granularity, no boundaries.
+  writeU32(page, 40, limits.atomicBlocks);
   return page;
 }
 
@@ -91,13 +117,53 @@ function blockDeviceCharacteristics(unit: LogicalUnit): Uint8Array {
   const page = new Uint8Array(0x3c);
   // MEDIUM ROTATION RATE: 1 non-rotating, 0 not reported.
   writeU16(page, 0, unit.store.nonRotational === false ? 0 : 1);
+  // WABEREQ and WACEREQ 01b: after a block or cryptographic erase, reads succeed.
+  page[3] = (unit.thin ? 0x40 : 0) | (unit.store.cryptoErase === undefined ? 0 : 0x10);
   return page;
 }
 
 /** Logical Block Provisioning VPD page (SBC-4). */
-function logicalBlockProvisioning(): Uint8Array {
-  // LBPU, LBPWS, LBPWS10, LBPRZ 001b; PROVISIONING TYPE 2: thin.
-  return Uint8Array.of(0x00, 0x80 | 0x40 | 0x20 | 0x04, 0x02, 0x00);
+function logicalBlockProvisioning(unit: LogicalUnit): Uint8Array {
+  // THRESHOLD EXPONENT, where there are thresholds; LBPU, LBPWS, LBPWS10, LBPRZ 001b; PROVISIONING
+  // TYPE 2: thin.
+  const exponent = unit.store.space === undefined ? 0 : unit.space.exponent;
+  return Uint8Array.of(exponent, 0x80 | 0x40 | 0x20 | 0x04, 0x02, 0x00);
+}
+
+/** One descriptor of the Third-party Copy VPD page, padded to four bytes. */
+function copyDescriptor(type: number, contents: readonly number[]): Uint8Array {
+  const length = Math.ceil(contents.length / 4) * 4;
+  const descriptor = new Uint8Array(4 + length);
+  writeU16(descriptor, 0, type);
+  writeU16(descriptor, 2, length);
+  descriptor.set(contents, 4);
+  return descriptor;
+}
+
+/** Third-party Copy VPD page (SPC-5): the commands from the table itself. */
+function thirdPartyCopy(unit: LogicalUnit): Uint8Array {
+  const commands = [0x83, 0x84].flatMap((opcode) => {
+    const actions = unit.commands.at(opcode);
+    if (!(actions instanceof Map)) return [];
+    const codes = [...actions.keys()].sort((a, b) => a - b);
+    return [opcode, codes.length, ...codes];
+  });
+  const parameters = new Uint8Array(28);
+  writeU16(parameters, 4, COPY_LIMITS.cscdDescriptors);
+  writeU16(parameters, 6, COPY_LIMITS.segmentDescriptors);
+  writeU32(parameters, 8, COPY_LIMITS.descriptorList);
+  const general = new Uint8Array(32);
+  writeU32(general, 0, COPY_LIMITS.concurrent);
+  writeU32(general, 4, COPY_LIMITS.concurrent);
+  writeU32(general, 8, COPY_LIMITS.segment);
+  general[12] = Math.log2(unit.blockSize);
+  return concat([
+    copyDescriptor(0x0001, [commands.length, ...commands]),
+    copyDescriptor(0x0004, [...parameters]),
+    copyDescriptor(0x0008, [2, BLOCK_TO_BLOCK, IDENTIFICATION]),
+    copyDescriptor(0x000c, [0, 2, OWN_UNIT >>> 8, OWN_UNIT & 0xff]),
+    copyDescriptor(0x8001, [...general]),
+  ]);
 }
 
 const VPD_PAGES: readonly {
@@ -110,6 +176,7 @@ const VPD_PAGES: readonly {
   { code: 0x83, contents: deviceIdentification },
   { code: 0x86, contents: extendedInquiry },
   { code: 0x87, contents: modePagePolicy },
+  { code: 0x8f, contents: thirdPartyCopy },
   { code: 0xb0, contents: blockLimits },
   { code: 0xb1, contents: blockDeviceCharacteristics },
   { code: 0xb2, contents: logicalBlockProvisioning, available: (unit) => unit.thin },
@@ -119,15 +186,16 @@ function availablePages(unit: LogicalUnit) {
   return VPD_PAGES.filter((page) => page.available?.(unit) ?? true);
 }
 
-function vpdPage(unit: LogicalUnit, code: number): Uint8Array {
+function vpdPage(unit: LogicalUnit, code: number): MaybePromise<Uint8Array> {
   const page = availablePages(unit).find((candidate) => candidate.code === code);
   if (page === undefined) throw sense.invalidFieldInCdb({ byte: 2 });
-  const contents = page.contents(unit);
-  const data = new Uint8Array(4 + contents.length);
-  data[1] = code;
-  writeU16(data, 2, contents.length);
-  data.set(contents, 4);
-  return data;
+  return chain(page.contents(unit), (contents) => {
+    const data = new Uint8Array(4 + contents.length);
+    data[1] = code;
+    writeU16(data, 2, contents.length);
+    data.set(contents, 4);
+    return data;
+  });
 }
 
 function concat(parts: readonly Uint8Array[]): Uint8Array {
@@ -148,13 +216,16 @@ export const inquiryCommands: readonly CommandSpec[] = [
     ],
     medium: 'none',
     ignoresAttention: true,
+    whileHindered: true,
     run(unit, command) {
       const { cdb } = command;
       const evpd = ((cdb[1] as number) & 0x01) !== 0;
       const code = cdb[2] as number;
       // SPC-5, INQUIRY: a page code without EVPD is refused.
       if (!evpd && code !== 0) throw sense.invalidFieldInCdb({ byte: 2 });
-      respond(command, evpd ? vpdPage(unit, code) : standardInquiry(unit), readU16(cdb, 3));
+      return chain(evpd ? vpdPage(unit, code) : standardInquiry(unit), (data) =>
+        respond(command, data, readU16(cdb, 3)),
+      );
     },
   },
 ];

@@ -1,6 +1,7 @@
 /** MODE SENSE and MODE SELECT, (6) and (10) (SPC-5; SBC-4, mode parameters). */
 import type { MaybePromise } from '../../device/data.js';
 import type { ScsiCommand } from '../../device/handler.js';
+import { chain } from '../../store/maybe.js';
 import {
   readU16,
   readU24,
@@ -41,7 +42,7 @@ function modeSense(unit: LogicalUnit, command: ScsiCommand, ten: boolean): void 
   const code = (cdb[2] as number) & 0x3f;
   const subpage = cdb[3] as number;
   const control = (cdb[2] as number) >>> 6;
-  if (control === 3) throw sense.savingParametersNotSupported();
+  if (control === 3 && !unit.modePages.savable) throw sense.savingParametersNotSupported();
   if (code === ModePageCode.ALL && subpage !== 0 && subpage !== 0xff) {
     throw sense.invalidFieldInCdb({ byte: 3 });
   }
@@ -64,10 +65,11 @@ function modeSense(unit: LogicalUnit, command: ScsiCommand, ten: boolean): void 
   respond(command, data, ten ? readU16(cdb, 7) : (cdb[4] as number));
 }
 
-/** The page as PAGE CONTROL wants it: 0 current, 1 changeable, 2 default values. */
+/** The page as PAGE CONTROL wants it: 0 current, 1 changeable, 2 default, 3 saved values. */
 function values(page: ModePage, control: number): Uint8Array {
   if (control === 0) return page.current;
   if (control === 2) return page.defaults;
+  if (control === 3) return page.saved;
   const mask = page.changeable.slice();
   mask.set(page.defaults.subarray(0, page.headerLength));
   return mask;
@@ -75,6 +77,7 @@ function values(page: ModePage, control: number): Uint8Array {
 
 function modeSelect(unit: LogicalUnit, command: ScsiCommand, ten: boolean): MaybePromise<unknown> {
   const { cdb } = command;
+  const save = ((cdb[1] as number) & 0x01) !== 0;
   const list = parameterList(command, ten ? readU16(cdb, 7) : (cdb[4] as number));
   if (list.length === 0) return;
   const headerLength = ten ? 8 : 4;
@@ -102,7 +105,29 @@ function modeSelect(unit: LogicalUnit, command: ScsiCommand, ten: boolean): Mayb
     const end = at + page.current.length;
     page.current.set(list.subarray(at + page.headerLength, end), page.headerLength);
   }
-  if (unit.cacheModeChanged()) return unit.flush(new StoreRequest(command));
+  const { modePages } = unit;
+  modePages.changed();
+  unit.space.look();
+  const written = unit.cacheModeChanged() ? unit.flush(new StoreRequest(command)) : undefined;
+  return chain(written, () => chain(saved(unit, save), () => tellOthers(unit, changes.length > 0)));
+}
+
+/** SP: what is current now is what a restart brings back. */
+function saved(unit: LogicalUnit, save: boolean): MaybePromise<unknown> {
+  if (!save) return;
+  const { modePages, options } = unit;
+  return chain(options.modePageStorage?.save(modePages.encode()), () => modePages.saveCurrent());
+}
+
+/**
+ * SPC-5, MODE SELECT: every other nexus gets the unit attention MODE PARAMETERS CHANGED. Which nexus sent the
+ * command is not known; with more than one there is, the next that comes gets it.
+ */
+function tellOthers(unit: LogicalUnit, changed: boolean): MaybePromise<unknown> {
+  if (!changed || unit.options.nexuses === undefined) return;
+  return chain(unit.options.nexuses(), (nexuses) => {
+    if ((nexuses?.size ?? 0) > 1) unit.raiseAttention(sense.modeParametersChanged());
+  });
 }
 
 function checkDescriptor(
@@ -148,23 +173,47 @@ function findPage(unit: LogicalUnit, list: Uint8Array, at: number): ModePage {
   return page;
 }
 
-const SELECT_FIELDS = [bits('PF', 1, 4), refused('RTD', 1, 1), refused('SP', 1, 0)] as const;
 const PAGE_FIELDS = [
   bits('PC', 2, 7, 6),
   bits('PAGE CODE', 2, 5, 0),
   bytes('SUBPAGE CODE', 3, 1),
 ] as const;
 
-export const modeCommands: readonly CommandSpec[] = [
-  {
-    name: 'MODE SELECT (6)',
+/** MODE SELECT, where pages can be saved and where not: SP is refused there. */
+function modeSelectCommands(savable: boolean): readonly CommandSpec[] {
+  const options = [
+    bits('PF', 1, 4),
+    refused('RTD', 1, 1),
+    savable ? bits('SP', 1, 0) : refused('SP', 1, 0),
+  ];
+  const common = {
     standard: 'SPC-5',
-    opcode: 0x15,
-    length: 6,
-    fields: [...SELECT_FIELDS, bytes('PARAMETER LIST LENGTH', 4, 1)],
     medium: 'none',
-    run: (unit, command) => modeSelect(unit, command, false),
-  },
+    available: (unit: LogicalUnit) => unit.modePages.savable === savable,
+  } as const;
+  return [
+    {
+      ...common,
+      name: 'MODE SELECT (6)',
+      opcode: 0x15,
+      length: 6,
+      fields: [...options, bytes('PARAMETER LIST LENGTH', 4, 1)],
+      run: (unit, command) => modeSelect(unit, command, false),
+    },
+    {
+      ...common,
+      name: 'MODE SELECT (10)',
+      opcode: 0x55,
+      length: 10,
+      fields: [...options, bytes('PARAMETER LIST LENGTH', 7, 2)],
+      run: (unit, command) => modeSelect(unit, command, true),
+    },
+  ];
+}
+
+export const modeCommands: readonly CommandSpec[] = [
+  ...modeSelectCommands(true),
+  ...modeSelectCommands(false),
   {
     name: 'MODE SENSE (6)',
     standard: 'SPC-5',
@@ -173,15 +222,6 @@ export const modeCommands: readonly CommandSpec[] = [
     fields: [bits('DBD', 1, 3), ...PAGE_FIELDS, bytes('ALLOCATION LENGTH', 4, 1)],
     medium: 'none',
     run: (unit, command) => modeSense(unit, command, false),
-  },
-  {
-    name: 'MODE SELECT (10)',
-    standard: 'SPC-5',
-    opcode: 0x55,
-    length: 10,
-    fields: [...SELECT_FIELDS, bytes('PARAMETER LIST LENGTH', 7, 2)],
-    medium: 'none',
-    run: (unit, command) => modeSelect(unit, command, true),
   },
   {
     name: 'MODE SENSE (10)',

@@ -43,7 +43,9 @@ function patternBlock(
   command: ScsiCommand,
   mayUnmap: boolean,
 ): Uint8Array | undefined {
-  const noData = command.cdb[0] === 0x93 && ((command.cdb[1] as number) & 0x01) !== 0;
+  const { cdb } = command;
+  const options = (cdb[0] === 0x7f ? cdb[10] : cdb[0] === 0x93 ? cdb[1] : 0) as number;
+  const noData = (options & 0x01) !== 0;
   // Initiators of SBC-3 drafts unmap by WRITE SAME without any data, though NDOB is zero.
   if (noData || (mayUnmap && command.dataLength === 0)) return undefined;
   if (command.dataLength !== unit.blockSize) throw sense.invalidFieldInInformationUnit();
@@ -51,7 +53,7 @@ function patternBlock(
   return isZero(block) ? undefined : block;
 }
 
-function runWriteSame(
+export function runWriteSame(
   unit: LogicalUnit,
   command: ScsiCommand,
   lba: number,
@@ -64,7 +66,8 @@ function runWriteSame(
   if (length === 0 || length > unit.limits.writeSame) {
     throw sense.invalidFieldInCdb({ byte: lengthField });
   }
-  const mayUnmap = ((command.cdb[1] as number) & 0x08) !== 0;
+  const { cdb } = command;
+  const mayUnmap = (((cdb[0] === 0x7f ? cdb[10] : cdb[1]) as number) & 0x08) !== 0;
   const block = patternBlock(unit, command, mayUnmap);
   const request = new StoreRequest(command);
   const position = lba * unit.blockSize;
@@ -75,7 +78,10 @@ function runWriteSame(
       if (mayUnmap) return unmap(store, position, length, request);
       return writeZeroes(store, position, length, false, request);
     }),
-    () => unit.makeDurable(request),
+    () => {
+      if (unit.modePages.thresholdsEnabled) unit.space.changed();
+      return unit.makeDurable(request);
+    },
   );
 }
 
@@ -145,6 +151,7 @@ export const provisioningCommands: readonly CommandSpec[] = [
     ],
     medium: 'write',
     available: (unit) => unit.thin,
+    needs: 'unmap',
     timeout: 60,
     /** One range after the other; the first failure ends it and is what the initiator sees. */
     run(unit, command) {
@@ -160,7 +167,10 @@ export const provisioningCommands: readonly CommandSpec[] = [
           chain(unmap(unit.store, position, size, request), () => true),
         );
       });
-      return chain(walk, () => unit.makeDurable(request));
+      return chain(walk, () => {
+        if (unit.modePages.thresholdsEnabled) unit.space.changed();
+        return unit.makeDurable(request);
+      });
     },
   },
   ...writeSameCommands(true),

@@ -8,13 +8,13 @@ import { chain } from '../../store/maybe.js';
 import { MemoryDataIn } from '../../store/memory-data.js';
 import { readU16, readU32, readU64 } from '../bytes.js';
 import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
-import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
+import { Counter, type LogicalUnit, StoreRequest } from '../logical-unit.js';
 import { sense } from '../sense.js';
 
 const FUA = 0x08;
 
 /** @param options byte 1 of the CDB: DPO is a hint that needs nothing, FUA is not. */
-function read(
+export function read(
   unit: LogicalUnit,
   command: ScsiCommand,
   lba: number,
@@ -25,6 +25,9 @@ function read(
   const length = blocks * unit.blockSize;
   unit.checkTransfer(length);
   if (length === 0) return;
+  const { counters } = unit;
+  (counters[Counter.READS] as number)++;
+  (counters[Counter.BLOCKS_READ] as number) += blocks;
   const request = new StoreRequest(command);
   if ((options & FUA) !== 0 && unit.volatile) {
     // SBC-4, caches: data newer than the medium's must be on the medium before it is read.

@@ -1,10 +1,26 @@
 /** Commands about the logical unit as such: readiness, start and stop, sense, reported LUNs. */
+import type { MaybePromise } from '../../device/data.js';
 import { chain } from '../../store/maybe.js';
 import { readU32, writeU32 } from '../bytes.js';
 import { bits, bytes, type CommandSpec } from '../command-spec.js';
-import { StoreRequest } from '../logical-unit.js';
+import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
 import { encodeSense, SenseKey, sense } from '../sense.js';
 import { respond } from './respond.js';
+
+/**
+ * Whether the medium may not be moved. SPC-5, PREVENT ALLOW MEDIUM REMOVAL: prevention ends with the nexus
+ * that asked for it, which here means when none is left of those there were then.
+ */
+function removalPrevented(unit: LogicalUnit): MaybePromise<boolean> {
+  const { preventers } = unit;
+  if (!unit.removalPrevented || preventers === undefined) return unit.removalPrevented;
+  return chain(unit.options.nexuses?.(), (nexuses) => {
+    if (nexuses !== undefined && ![...preventers].some((nexus) => nexuses.has(nexus))) {
+      unit.removalPrevented = false;
+    }
+    return unit.removalPrevented;
+  });
+}
 
 export const unitCommands: readonly CommandSpec[] = [
   {
@@ -24,11 +40,13 @@ export const unitCommands: readonly CommandSpec[] = [
     fields: [bits('DESC', 1, 0), bytes('ALLOCATION LENGTH', 4, 1)],
     medium: 'none',
     ignoresAttention: true,
+    whileHindered: true,
     run(unit, command) {
       const { cdb } = command;
       // SPC-5, REQUEST SENSE: a pending unit attention is reported here, as parameter data with
-      // GOOD status.
-      const pending = unit.attentions.shift() ?? { key: SenseKey.NO_SENSE, asc: 0, ascq: 0 };
+      // GOOD status; then what keeps the medium from being used, with its progress.
+      const pending = unit.attentions.shift() ??
+        unit.hindrance?.report ?? { key: SenseKey.NO_SENSE, asc: 0, ascq: 0 };
       const format = (cdb[1] as number) & 0x01 ? 'descriptor' : 'fixed';
       respond(command, encodeSense(pending, format), cdb[4] as number);
     },
@@ -55,16 +73,21 @@ export const unitCommands: readonly CommandSpec[] = [
     run(unit, command) {
       const options = command.cdb[4] as number;
       const moves = unit.removable && (options & 0xf2) === 0x02;
-      // The medium is locked where it is, in or out.
-      if (moves && unit.removalPrevented) throw sense.mediumRemovalPrevented();
-      if ((options & 0x01) !== 0) {
-        // No unit attention: it is the medium that was there before, and the loader knows of it.
-        if (moves) unit.ejected = false;
-        return;
-      }
-      const flush = (options & 0x04) === 0 && !unit.writeProtected;
-      return chain(flush ? unit.flush(new StoreRequest(command)) : undefined, () => {
-        if (moves) unit.ejected = true;
+      return chain(moves ? removalPrevented(unit) : false, (prevented) => {
+        // The medium is locked where it is, in or out.
+        if (prevented) throw sense.mediumRemovalPrevented();
+        if ((options & 0x01) !== 0) {
+          // No unit attention: it is the medium that was there before, and the loader knows of it.
+          if (moves && unit.ejected) {
+            unit.ejected = false;
+            unit.loads++;
+          }
+          return;
+        }
+        const flush = (options & 0x04) === 0 && !unit.writeProtected;
+        return chain(flush ? unit.flush(new StoreRequest(command)) : undefined, () => {
+          if (moves) unit.ejected = true;
+        });
       });
     },
   },
@@ -76,8 +99,13 @@ export const unitCommands: readonly CommandSpec[] = [
     fields: [bits('PREVENT', 4, 1, 0)],
     medium: 'none',
     available: (unit) => unit.removable,
+    needs: 'removable',
     run(unit, command) {
-      unit.removalPrevented = ((command.cdb[4] as number) & 0x01) !== 0;
+      const prevent = ((command.cdb[4] as number) & 0x01) !== 0;
+      return chain(prevent ? unit.options.nexuses?.() : undefined, (nexuses) => {
+        unit.removalPrevented = prevent;
+        unit.preventers = nexuses;
+      });
     },
   },
   {
@@ -88,6 +116,7 @@ export const unitCommands: readonly CommandSpec[] = [
     fields: [bytes('SELECT REPORT', 2, 1), bytes('ALLOCATION LENGTH', 6, 4)],
     medium: 'none',
     ignoresAttention: true,
+    whileHindered: true,
     /** LIO answers this one itself; here for other transports: LUN 0 and no well known ones. */
     run(_unit, command) {
       const { cdb } = command;

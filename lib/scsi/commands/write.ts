@@ -8,7 +8,7 @@ import { chain, isPromise, settled } from '../../store/maybe.js';
 import { MemoryDataIn, MemoryDataOut } from '../../store/memory-data.js';
 import { readU16, readU32, readU64 } from '../bytes.js';
 import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
-import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
+import { Counter, type LogicalUnit, StoreRequest } from '../logical-unit.js';
 import { sense } from '../sense.js';
 
 const FUA = 0x08;
@@ -28,6 +28,10 @@ export function write(
   const length = blocks * unit.blockSize;
   unit.checkTransfer(length);
   if (length === 0) return;
+  const { counters } = unit;
+  (counters[Counter.WRITES] as number)++;
+  (counters[Counter.BLOCKS_WRITTEN] as number) += blocks;
+  if (unit.modePages.thresholdsEnabled) unit.space.changed();
   const durable = unit.volatile && ((options & FUA) !== 0 || unit.writeThrough);
   const position = lba * unit.blockSize;
   const { dataLength } = command;
@@ -96,6 +100,29 @@ function writePart(
   return chain(done, () =>
     chain(unit.apart(at, unit.blockSize, true, mixed), () => unit.makeDurable(request, durable)),
   );
+}
+
+/**
+ * WRITE ATOMIC (16): all of it or nothing, for other commands by the lock, and through a loss of power by the
+ * store's promise. So the buffer must be whole, and the store gets it as one write.
+ */
+function writeAtomic(unit: LogicalUnit, command: ScsiCommand): MaybePromise<unknown> {
+  const { cdb } = command;
+  const lba = readU64(cdb, 2);
+  const blocks = readU16(cdb, 12);
+  if (readU16(cdb, 10) !== 0) throw sense.invalidFieldInCdb({ byte: 10 });
+  unit.checkRange(lba, blocks);
+  if (blocks > unit.limits.atomicBlocks) throw sense.invalidFieldInCdb({ byte: 12 });
+  const length = blocks * unit.blockSize;
+  unit.checkTransfer(length);
+  if (length === 0) return;
+  if (command.dataLength < length) throw sense.invalidFieldInInformationUnit();
+  const request = new StoreRequest(command);
+  const position = lba * unit.blockSize;
+  const written = unit.apart(position, length, true, () =>
+    unit.store.write(position, command.dataOut.slice(0, length), request),
+  );
+  return chain(written, () => unit.makeDurable(request, ((cdb[1] as number) & FUA) !== 0));
 }
 
 const WRITE_FIELDS = [refused('WRPROTECT', 1, 7, 5), bits('DPO', 1, 4), bits('FUA', 1, 3)] as const;
@@ -167,5 +194,22 @@ export const writeCommands: readonly CommandSpec[] = [
       const { cdb } = command;
       return write(unit, command, readU64(cdb, 2), readU32(cdb, 10), cdb[1] as number);
     },
+  },
+  {
+    name: 'WRITE ATOMIC (16)',
+    standard: 'SBC-4',
+    opcode: 0x9c,
+    length: 16,
+    fields: [
+      ...WRITE_FIELDS,
+      bytes('LOGICAL BLOCK ADDRESS', 2, 8),
+      bytes('ATOMIC BOUNDARY', 10, 2),
+      bytes('TRANSFER LENGTH', 12, 2),
+      bits('GROUP NUMBER', 14, 5, 0),
+    ],
+    medium: 'write',
+    available: (unit) => unit.limits.atomicBlocks > 0,
+    needs: 'atomicWriteLength',
+    run: writeAtomic,
   },
 ];

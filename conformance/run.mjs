@@ -1,0 +1,34 @@
+/**
+ * npm run conformance [-- --help]: sets up what is missing, bundles the runner for plain Node, and runs it.
+ */
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { missingPackages } from '../scripts/packages.mjs';
+import { projectRoot, setupOrExit } from '../scripts/setup.mjs';
+
+const args = process.argv.slice(2);
+if (!['--no-setup', '--help', '-h'].some((option) => args.includes(option))) {
+  setupOrExit(['kernel', 'peer'], '0 passed, 1 failed, 0 skipped');
+}
+const missing = missingPackages(['kernel']);
+if (missing.length > 0) {
+  console.log(`conformance: missing packages: ${missing.map(({ name }) => name).join(' ')}`);
+  console.log('0 passed, 0 failed, 1 skipped');
+  process.exit(0);
+}
+const { build } = await import('esbuild');
+const outdir = join(projectRoot, 'build/conformance');
+await build({
+  absWorkingDir: projectRoot,
+  entryPoints: ['conformance/main.ts', 'conformance/guest.ts'],
+  outdir,
+  outExtension: { '.js': '.mjs' },
+  bundle: true,
+  platform: 'node',
+  format: 'esm',
+  target: 'node20',
+  sourcemap: 'inline',
+  logLevel: 'warning',
+});
+process.chdir(projectRoot);
+await import(pathToFileURL(join(outdir, 'main.mjs')).href);

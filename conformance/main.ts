@@ -90,7 +90,7 @@ async function run(plan: Plan): Promise<LunResults[]> {
       command: [process.execPath, join(root, 'build/conformance/guest.mjs')],
       cwd: root,
       outDir,
-      memoryMb: 3072,
+      memoryMb: 6144,
       timeoutSeconds: 60 + 300 * plan.luns.length,
       modules: [...baseModules, 'target_core_file', 'iscsi_target_mod'],
       onLine: (line) => process.stderr.write(`${line}\n`),

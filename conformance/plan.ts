@@ -83,48 +83,51 @@ export const suites: Readonly<Record<string, number>> = {
 
 const all = Object.keys(suites);
 
-/** What differs where a physical block has eight logical ones. The suite's GetLBAStatus.UnmapSingle asks
- * for the status of the block behind the one it unmapped, and expects that of the next physical block. */
-const emulated512 = [
-  'CompareAndWrite',
-  'GetLBAStatus.Simple',
-  'GetLBAStatus.BeyondEol',
-  'Inquiry',
-].concat(['ReadCapacity16', 'Unmap', 'WriteSame10', 'WriteSame16']);
+const words = (text: string) => text.trim().split(/\s+/);
 
-/** All but Sanitize.Reset, which wants to find a SANITIZE still under way after four seconds. */
-const sanitize = ['BlockErase', 'BlockEraseReserved', 'CryptoErase', 'CryptoEraseReserved'].concat(
-  ['ExitFailureMode', 'InvalidServiceAction', 'Overwrite', 'OverwriteReserved', 'Readonly'],
-  ['Reservations'],
+/**
+ * What differs where a physical block has eight logical ones. The suite's GetLBAStatus.UnmapSingle asks for
+ * the status of the block behind the one it unmapped, and expects that of the next physical block.
+ */
+const emulated512 = words(
+  `CompareAndWrite GetLBAStatus.Simple GetLBAStatus.BeyondEol Inquiry ReadCapacity16 Unmap WriteSame10
+   WriteSame16`,
+);
+
+/** All but Sanitize.Reset, which wants to find a SANITIZE still under way after five seconds. */
+const sanitize = words(
+  `BlockErase BlockEraseReserved CryptoErase CryptoEraseReserved ExitFailureMode InvalidServiceAction
+   Overwrite OverwriteReserved Readonly Reservations`,
 ).map((test) => `Sanitize.${test}`);
 
-const aboutRemoval = ['NoMedia', 'PreventAllow', 'StartStopUnit'];
+const aboutRemoval = words('NoMedia PreventAllow StartStopUnit');
 
 /** The configurations of an example, and the suites that they can make a difference for. */
 const configurations: Readonly<Record<string, readonly string[]>> = {
-  thin: all.filter((suite) => suite !== 'Sanitize').concat(sanitize),
+  thin: [...all.filter((suite) => suite !== 'Sanitize'), ...sanitize],
   '512e': emulated512,
-  thick: [
-    'GetLBAStatus',
-    'Inquiry',
-    'Mandatory',
-    'ReadCapacity16',
-    'ReportSupportedOpcodes',
-  ].concat(['Unmap', 'WriteSame10', 'WriteSame16']),
-  'read-only': ['Inquiry', 'Mandatory', 'ModeSense6', 'Read10', 'ReadOnly', 'Sanitize.Readonly'],
-  removable: ['Inquiry', 'Mandatory', 'ModeSense6', ...aboutRemoval],
+  thick: words(
+    `GetLBAStatus Inquiry Mandatory ReadCapacity16 ReportSupportedOpcodes Unmap WriteSame10 WriteSame16`,
+  ),
+  'read-only': words('Inquiry Mandatory ModeSense6 Read10 ReadOnly Sanitize.Readonly'),
+  removable: [...words('Inquiry Mandatory ModeSense6'), ...aboutRemoval],
+  slow: ['Sanitize.Reset'],
   '4k': all.filter(
     (suite) => !/^(Prin|Prout|PreventAllow|Reserve|Receive|Report|Sanitize|iSCSI)/.test(suite),
   ),
 };
 
 /** Left out of the shortened run: what waits, and what the kernel answers by itself. */
-const long = /^(Pr[io]|Reserve6|Sanitize|MultipathIO|Prevent|iSCSI(cmdsn|datasn)|CompareAndWrite$)/;
+const long =
+  /^(Prin|Prout|Reserve6|Sanitize|MultipathIO|PreventAllow|iSCSI(cmdsn|datasn)|CompareAndWrite$)/;
 
 /** What `npm test` runs. */
 const short: Readonly<Record<string, readonly string[]>> = {
-  thin: all.filter((suite) => !long.test(suite)),
-  '512e': ['CompareAndWrite.InvalidDataOutSize', 'WriteSame10.UnmapUnaligned'],
+  thin: [
+    ...all.filter((suite) => !long.test(suite)),
+    ...sanitize.filter((test) => test !== 'Sanitize.Overwrite'),
+  ],
+  '512e': words('CompareAndWrite.InvalidDataOutSize WriteSame10.UnmapUnaligned'),
   'read-only': ['ReadOnly'],
   removable: aboutRemoval,
 };

@@ -16,6 +16,7 @@ import type { CommandHandler } from './device/handler.js';
 import { openUio } from './device/ring-source.js';
 import { ArgumentError, TargetError } from './errors.js';
 import { BlockDevice, type BlockDeviceOptions } from './scsi/block-device.js';
+import { SINGLE_PORT_GROUP } from './scsi/port-groups.js';
 import type { BlockStore } from './store/block-store.js';
 import {
   type Backstore,
@@ -26,6 +27,8 @@ import {
 import { type Exports, exportsOf } from './target/exports.js';
 import { attachIscsi, type IscsiLun, type IscsiOptions } from './target/iscsi.js';
 import { attachLoopback, type LoopbackDisk, type LoopbackOptions } from './target/loopback.js';
+import { nexusesOf } from './target/nexuses.js';
+import { portGroupsOf } from './target/port-groups.js';
 import { recoverBackstore } from './target/recover.js';
 import { attachVhost, type VhostLun, type VhostOptions } from './target/vhost.js';
 
@@ -213,7 +216,19 @@ interface ServedParts {
  */
 export async function serve(store: BlockStore, options: ServeOptions): Promise<Served> {
   const serial = options.scsi?.serial ?? defaultSerial(options.name);
-  const disk = new BlockDevice(store, { ...options.scsi, serial });
+  // What a handler can know of initiators and ports is in configfs, beside the backstore.
+  let backstore: Backstore | undefined;
+  const disk = new BlockDevice(store, {
+    nexuses: () => backstore && inTime(nexusesOf(backstore)),
+    portGroups: {
+      list: async () => {
+        const groups = (await (backstore && inTime(portGroupsOf(backstore)))) ?? [];
+        return groups.length > 0 ? groups : SINGLE_PORT_GROUP.list();
+      },
+    },
+    ...options.scsi,
+    serial,
+  });
   // The store knows its size once it is open, and the kernel wants it before there is a device.
   await disk.open();
   const opened: CommandHandler<Command> = {
@@ -224,10 +239,32 @@ export async function serve(store: BlockStore, options: ServeOptions): Promise<S
   try {
     const { scsi: _, ...rest } = options;
     const { size, blockSize = 512 } = store;
-    return await run(opened, disk, { ...rest, size, blockSize, serial });
+    return await run(opened, disk, { ...rest, size, blockSize, serial }, (made) => {
+      backstore = made;
+    });
   } catch (error) {
     await disk.close();
     throw error;
+  }
+}
+
+/** Milliseconds a command waits for what configfs says; then it goes on without. */
+const CONFIGFS_DEADLINE = 250;
+
+/**
+ * An answer from configfs, or undefined when there is none soon. Attaching a disk holds configfs' locks
+ * while the kernel waits for the answers to its first commands: waiting here for those locks would be for
+ * ever.
+ */
+async function inTime<T>(answer: Promise<T>): Promise<T | undefined> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<undefined>((resolve) => {
+    timer = setTimeout(resolve, CONFIGFS_DEADLINE, undefined);
+  });
+  try {
+    return await Promise.race([answer.catch(() => undefined), late]);
+  } finally {
+    clearTimeout(timer);
   }
 }
 
@@ -254,6 +291,7 @@ async function run(
   handler: CommandHandler<Command>,
   disk: BlockDevice | undefined,
   options: ServeHandlerOptions,
+  onBackstore: (backstore: Backstore) => void = () => {},
 ): Promise<Served> {
   const wanted = exportOptions(options.export);
   const existing = await find(options);
@@ -262,6 +300,7 @@ async function run(
       ? await create(handler, options)
       : await takeBack(existing, handler, options);
   const recovered = existing !== undefined;
+  onBackstore(backstore);
   try {
     const none: Exports = { loopback: [], iscsi: [], vhost: [] };
     const found = recovered ? await exportsOf(backstore) : none;

@@ -63,7 +63,8 @@ describe('parseOutput', () => {
 
   it('takes a test of several parts for run when one of them was', () => {
     const skip = '    [SKIPPED] SANITIZE CRYPTO_ERASE is not implemented.\n';
-    const test = (name: string, skips: number) => `  Test: ${name} ...${skip.repeat(skips)}passed\n`;
+    const test = (name: string, skips: number) =>
+      `  Test: ${name} ...${skip.repeat(skips)}passed\n`;
     const text = `Suite: Sanitize\n${test('Readonly', 2)}${test('Reservations', 3)}`;
     expect(parseOutput(text, '').map(({ verdict }) => verdict)).toEqual(['passed', 'skipped']);
   });

@@ -69,21 +69,32 @@ export class FakeCommand implements ScsiCommand {
   readonly #mark = { written: 0 };
   readonly dataOut: MemoryDataOut;
   readonly dataLength: number;
-  readonly controller = new AbortController();
+  #controller: AbortController | undefined;
   completions = 0;
   status: number | undefined;
   senseBytes: Uint8Array | undefined;
-  readonly done: Promise<void>;
-  #resolve!: () => void;
+  #done: Promise<void> | undefined;
+  #resolve: (() => void) | undefined;
 
   constructor(cdb: Uint8Array | readonly number[], options: FakeCommandOptions = {}) {
     this.cdb = Uint8Array.from(cdb);
     this.dataIn = new TrackedDataIn(new Uint8Array(options.in ?? 0).fill(STALE), this.#mark);
     this.dataOut = new MemoryDataOut(options.out ?? new Uint8Array(0));
     this.dataLength = options.out?.length ?? options.in ?? 0;
-    this.done = new Promise((resolve) => {
+  }
+
+  /** Made when first asked for: most of a million commands need none. */
+  get controller(): AbortController {
+    this.#controller ??= new AbortController();
+    return this.#controller;
+  }
+
+  get done(): Promise<void> {
+    this.#done ??= new Promise((resolve) => {
       this.#resolve = resolve;
+      if (this.completions > 0) resolve();
     });
+    return this.#done;
   }
 
   get signal(): AbortSignal {
@@ -95,7 +106,7 @@ export class FakeCommand implements ScsiCommand {
     if (this.completions > 1) throw new Error('completed twice');
     this.status = status;
     this.senseBytes = sense;
-    this.#resolve();
+    this.#resolve?.();
   }
 
   /** How far the Data-In buffer was written. */
@@ -177,6 +188,11 @@ export class BareStore extends StoreMiddleware {
     super(store);
     const all = ['flush', 'unmap', 'writeZeroes', 'writeSame', 'compareAndWrite'] as const;
     this.hide(...all.filter((name) => !kept.includes(name)), 'blockStatus', 'resize');
+    this.hide('space', 'cryptoErase');
+  }
+
+  override get atomicWriteLength(): number {
+    return 0;
   }
 }
 

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import type { ModePageStorage } from '../lib/scsi/index.js';
 import { type BlockStore, MemoryStore, readOnly } from '../lib/store/index.js';
 import { asynchronous, CDB, cdb, openDevice, run } from './scsi-fake-command.js';
 
@@ -230,5 +231,72 @@ describe('MODE SELECT', () => {
     const out = select6(...caching(0));
     const command = await run(await openDevice(memory()), modeSelect6(out.length, 0x11), { out });
     expect(command.sense?.field).toEqual({ in: 'cdb', byte: 1, bit: 0 });
+  });
+});
+
+describe('saved mode pages', () => {
+  const control = (page: number[]) => Uint8Array.from([0, 0, 0, 0, ...page]);
+  const D_SENSE = [0x0a, 0x0a, 0x04, 0x10, 0, 0x40, 0, 0, 0, 0, 0, 0];
+  const select = (options: number, length: number) => cdb(0x15, options, 0, 0, length, 0);
+
+  class Storage implements ModePageStorage {
+    bytes: Uint8Array | undefined;
+    load = async () => this.bytes;
+    save = async (bytes: Uint8Array) => {
+      this.bytes = bytes.slice();
+    };
+  }
+
+  test('come back after a restart and a reset; what was only set does not', async () => {
+    const modePageStorage = new Storage();
+    const store = memory();
+    const device = await openDevice(store, { modePageStorage });
+    const list = control(D_SENSE);
+    expect((await run(device, select(0x11, list.length), { out: list })).outcome).toBe('GOOD');
+    const plain = control([0x0a, 0x0a, 0x00, ...D_SENSE.slice(3)]);
+    expect((await run(device, select(0x10, plain.length), { out: plain })).outcome).toBe('GOOD');
+    const values = async (from: typeof device, pc: number) =>
+      (await run(from, CDB.modeSense6(0x0a, 255, pc), { in: 255 })).data.subarray(4);
+    expect([...(await values(device, 0)).subarray(0, 3)]).toEqual([0x8a, 0x0a, 0x00]);
+    expect([...(await values(device, 3)).subarray(0, 3)]).toEqual([0x8a, 0x0a, 0x04]);
+    device.taskManagement({ type: 'lun-reset', commands: [] });
+    expect((await values(device, 0))[2]).toBe(0x04);
+    const again = await openDevice(store, { modePageStorage });
+    expect((await values(again, 0))[2]).toBe(0x04);
+    expect((await values(again, 2))[2]).toBe(0x00);
+  });
+
+  test('what a damaged storage holds is refused, and what can’t be changed is passed over', async () => {
+    const modePageStorage = new Storage();
+    for (const broken of [[0x0a], [0x0a, 5, 1], [0x4a, 1, 0], [0x4a, 1, 0, 9, 0]]) {
+      modePageStorage.bytes = Uint8Array.from(broken);
+      await expect(openDevice(memory(), { modePageStorage })).rejects.toThrow(/saved mode pages/);
+    }
+    modePageStorage.bytes = Uint8Array.from([0x3e, 1, 7, 0x0a, 0x0a, ...new Array(10).fill(0xff)]);
+    const device = await openDevice(memory(), { modePageStorage });
+    const { data } = await run(device, CDB.modeSense6(0x0a), { in: 255 });
+    expect([...data.subarray(4, 10)]).toEqual([0x8a, 0x0a, 0x04, 0x10, 0x08, 0x40]);
+  });
+
+  test('a failing storage fails the command', async () => {
+    const modePageStorage = new Storage();
+    const device = await openDevice(memory(), { modePageStorage });
+    modePageStorage.save = async () => {
+      throw new Error('full');
+    };
+    const list = control(D_SENSE);
+    const command = await run(device, select(0x11, list.length), { out: list });
+    expect(command.outcome).toBe('4/44/0');
+  });
+
+  test('others hear of changed parameters where there is more than one nexus', async () => {
+    let nexuses = new Set(['one']);
+    const device = await openDevice(memory(), { nexuses: async () => nexuses });
+    const list = control(D_SENSE);
+    await run(device, select(0x10, list.length), { out: list });
+    expect((await run(device, CDB.testUnitReady())).outcome).toBe('GOOD');
+    nexuses = new Set(['one', 'two']);
+    await run(device, select(0x10, list.length), { out: list });
+    expect((await run(device, CDB.testUnitReady())).outcome).toBe('6/2a/1');
   });
 });

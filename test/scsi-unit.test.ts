@@ -104,6 +104,32 @@ describe('a removable disk', () => {
   });
 });
 
+describe('PREVENT ALLOW MEDIUM REMOVAL and its nexus', () => {
+  const prevent = (value: number) => cdb(0x1e, 0, 0, 0, value, 0);
+  const eject = cdb(0x1b, 0, 0, 0, 0x02, 0);
+
+  test('prevention ends when none is left of the nexuses that may have asked for it', async () => {
+    let nexuses: Set<string> | undefined = new Set(['a', 'b']);
+    const device = await openDevice(memory(), { removable: true, nexuses: async () => nexuses });
+    expect((await run(device, prevent(1))).outcome).toBe('GOOD');
+    nexuses = new Set(['b', 'c']);
+    expect((await run(device, eject)).outcome).toBe('5/53/2');
+    nexuses = undefined;
+    expect((await run(device, eject)).outcome).toBe('5/53/2');
+    nexuses = new Set(['c']);
+    expect((await run(device, eject)).outcome).toBe('GOOD');
+    expect((await run(device, CDB.testUnitReady())).outcome).toBe('2/3a/0');
+  });
+
+  test('stays when nobody knows the nexuses', async () => {
+    const device = await openDevice(memory(), { removable: true, nexuses: () => undefined });
+    await run(device, prevent(1));
+    expect((await run(device, eject)).outcome).toBe('5/53/2');
+    await run(device, prevent(0));
+    expect((await run(device, eject)).outcome).toBe('GOOD');
+  });
+});
+
 describe('REPORT LUNS', () => {
   const reportLuns = (select: number, allocation = 1000) =>
     cdb(0xa0, 0, select, 0, 0, 0, [allocation, 4], 0, 0);

@@ -225,9 +225,9 @@ export class BlockDevice implements CommandHandler {
   ): CommandEntry {
     if (actions === undefined) throw sense.invalidOperationCode();
     const variable = cdb[0] === 0x7f;
-    const entry = variable
-      ? actions.get(cdb.length < 10 ? -1 : readU16(cdb, 8))
-      : actions.get((cdb[1] as number) & 0x1f);
+    // A CDB that ends before its service action.
+    if (cdb.length < (variable ? 10 : 2)) throw sense.invalidFieldInCdb({ byte: cdb.length });
+    const entry = variable ? actions.get(readU16(cdb, 8)) : actions.get((cdb[1] as number) & 0x1f);
     if (entry === undefined) {
       throw sense.invalidFieldInCdb(variable ? { byte: 8 } : { byte: 1, bit: 4 });
     }

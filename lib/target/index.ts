@@ -52,6 +52,8 @@ export {
   type Reconfiguration,
   TcmuNetlink,
 } from './netlink.js';
+export { nexusesOf } from './nexuses.js';
+export { portGroupsOf } from './port-groups.js';
 export {
   type RecoverOptions,
   recoverBackstore,

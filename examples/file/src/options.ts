@@ -20,6 +20,7 @@ The disk
   --physical-block-size <bytes>  what initiators align to. Default the file system's block, at most 4096
   --read-only              refuse writes; several read-only servers may share a file
   --thick                  unmap nothing: space that was taken stays taken
+  --bandwidth <size>       read and write at most so much a second: 50M
   --removable              a medium that initiators may lock and eject
   --no-write-cache         answer each write when it is durable, not when the kernel has it
   --direct                 O_DIRECT: past this machine's page cache
@@ -89,6 +90,7 @@ export interface Options {
   physicalBlockSize: number | undefined;
   readOnly: boolean;
   thick: boolean;
+  bandwidth: number | undefined;
   removable: boolean;
   writeCache: boolean;
   direct: boolean;
@@ -126,6 +128,7 @@ function read(args: readonly string[]) {
         'physical-block-size': TEXT,
         'read-only': FLAG,
         thick: FLAG,
+        bandwidth: TEXT,
         removable: FLAG,
         'no-write-cache': FLAG,
         direct: FLAG,
@@ -176,11 +179,12 @@ export function parseOptions(
   return {
     path,
     name: deviceName(values),
-    size: sizeOf(values.size),
+    size: sizeOf('size', values.size),
     blockSize: number(values, 'block-size', [512, 1024, 2048, 4096]),
     physicalBlockSize: number(values, 'physical-block-size', PHYSICAL_BLOCK_SIZES),
     readOnly: values['read-only'],
     thick: values.thick,
+    bandwidth: sizeOf('bandwidth', values.bandwidth),
     removable: values.removable,
     writeCache: !values['no-write-cache'],
     direct: values.direct,
@@ -232,11 +236,11 @@ function deviceName(values: Values): string {
   return '';
 }
 
-function sizeOf(text: string | undefined): number | undefined {
+function sizeOf(option: 'size' | 'bandwidth', text: string | undefined): number | undefined {
   if (text === undefined) return undefined;
   const size = parseSize(text);
   if (size === undefined || size === 0) {
-    throw new UsageError(`--size ${text}: give a size such as 512M, 10G or 1073741824`);
+    throw new UsageError(`--${option} ${text}: give a size such as 512M, 10G or 1073741824`);
   }
   return size;
 }

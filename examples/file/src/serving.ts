@@ -2,8 +2,9 @@
  * From a store to a disk that somebody can use: either the whole way (backstore, export, recovery) by
  * `serve`, or on a uio device that another process made, with no privilege but access to it.
  */
-import { Device, openUio, type ServeOptions, serve, TcmuError } from 'tcmu';
+import { type BlockStore, Device, openUio, type ServeOptions, serve, TcmuError } from 'tcmu';
 import { BlockDevice } from 'tcmu/scsi';
+import { rateLimit } from 'tcmu/store';
 import { openBackstore } from 'tcmu/target';
 import type { FileStore } from './file-store.js';
 import { followConfigfs } from './follow-configfs.js';
@@ -41,7 +42,7 @@ async function serveAnew(
   warn: (message: string) => void,
 ): Promise<Serving> {
   const { name, maxSectors, dataAreaMb, ringMb, timeout, concurrency, serial } = options;
-  const served = await serve(store, {
+  const served = await serve(limited(store, options), {
     name,
     subtype: 'file',
     configuration: options.path,
@@ -84,6 +85,10 @@ async function serveAnew(
   };
 }
 
+function limited(store: FileStore, { bandwidth }: Options): BlockStore {
+  return bandwidth === undefined ? store : rateLimit(store, { bytesPerSecond: bandwidth });
+}
+
 function exportOptions(choice: ExportChoice): ServeOptions['export'] {
   if (choice.type !== 'iscsi') return choice.type;
   const { iqn, portals, initiators, anyone, chap } = choice;
@@ -103,7 +108,7 @@ async function serveExisting(store: FileStore, options: Options, uio: string): P
   try {
     const source = openUio(uio);
     const name = source.name.replace(/^[^/]*\//, '');
-    const disk = new BlockDevice(store, {
+    const disk = new BlockDevice(limited(store, options), {
       product: 'File',
       removable: options.removable,
       serial: options.serial ?? (await serialOf(name)),

@@ -27,6 +27,7 @@ describe('parseOptions', () => {
       physicalBlockSize: undefined,
       readOnly: false,
       thick: false,
+      bandwidth: undefined,
       removable: false,
       writeCache: true,
       direct: false,

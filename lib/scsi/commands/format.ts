@@ -49,6 +49,10 @@ function start(
       () => chain(unit.flush(request), () => runPass(index + 1)),
     );
   };
+  const failed = (error: unknown): never => {
+    unit.hindrance = new FailedOperation(kind, options.mayExit);
+    throw error;
+  };
   let result: MaybePromise<void>;
   try {
     // Writes that are under way end first.
@@ -59,13 +63,10 @@ function start(
       },
     );
   } catch (error) {
-    result = Promise.reject(error);
+    return failed(error);
   }
   if (result === undefined) return;
-  const ended = result.catch((error: unknown) => {
-    unit.hindrance = new FailedOperation(kind, options.mayExit);
-    throw error;
-  });
+  const ended = result.catch(failed);
   operation.finished = ended.catch(() => {});
   if (options.immediate) return;
   // The operation goes on when its command is aborted; the command must not wait for it.

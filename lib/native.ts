@@ -22,8 +22,8 @@ export interface NativeRing {
   readonly mailboxFlags: number;
 
   /**
-   * Written by fetch before each `dispatch(count)`: `events[i]` is the slot of a new command, or
-   * EVENT_TMR: the next `takeTmr()` describes a task management function, or EVENT_RESET: the kernel
+   * Written by fetch before each `dispatch()`: `events[0]` is the count, what follows is each the slot
+   * of a new command, or EVENT_TMR: the next `takeTmr()` describes a task management function, or EVENT_RESET: the kernel
    * has reset the ring, and every slot fetched before is answered to nobody. In ring order.
    */
   readonly events: Int32Array;
@@ -87,28 +87,19 @@ export interface NativeRing {
   unpin(slot: number): void;
 
   /**
-   * Scatter-gather read of `[offset, offset + length)` from a file. Returns the bytes read (>= 0; the
-   * rest is zeroed) when it could be done at once under `mode`, else -id: queued, the slot is pinned,
-   * and `io` reports the result under that id. A failure at once is thrown. Position -1 is the
-   * descriptor's own, for pipes.
+   * Arguments and result of `readFile` and `writeFile`: TRANSFER_* (use `moveFile`).
+   * In a table, since arguments of a native call cost more than the call.
    */
-  readFile(
-    slot: number,
-    offset: number,
-    length: number,
-    fd: number,
-    position: number,
-    mode: number,
-  ): number;
+  readonly transfer: Float64Array;
+  /**
+   * Scatter-gather read of `[offset, offset + length)` of a slot's memory from a file. The result is the
+   * bytes read (>= 0; the rest is zeroed) when it could be done at once under `mode`, else -id: queued,
+   * the slot is pinned, and `io` reports the result under that id. A failure at once is thrown. Position
+   * -1 is the descriptor's own, for pipes.
+   */
+  readFile(): void;
   /** The same for writing; a short write that makes no progress is ENOSPC. */
-  writeFile(
-    slot: number,
-    offset: number,
-    length: number,
-    fd: number,
-    position: number,
-    mode: number,
-  ): number;
+  writeFile(): void;
 
   /**
    * Stops polling, publishes what `completions` holds, revokes every buffer without a pin, unmaps and
@@ -143,8 +134,8 @@ export interface NativeRingOptions {
   batchSize: number;
   /** Takes this ring's queued file operations and reports their ids. */
   io: NativeIo;
-  /** New events, in `events[0..count)`. Must not throw. */
-  dispatch(count: number): void;
+  /** New events, in `events`. Must not throw. */
+  dispatch(): void;
   /**
    * Polling has ended for good: the device is gone (`EIO`), the ring is corrupt
    * (`ERR_TCMU_RING_CORRUPT`), or pages of the mapping are gone (`ERR_TCMU_RING_MEMORY`: nothing more
@@ -165,7 +156,7 @@ export interface NativeIo {
    * integers, used again only after that callback has returned.
    */
   readonly results: Float64Array;
-  /** As NativeRing.readFile, into ordinary memory (kept alive by the addon until done). */
+  /** As `readFile` of a ring, into ordinary memory (kept alive by the addon until done). */
   read(target: Uint8Array, fd: number, position: number, mode: number): number;
   write(source: Uint8Array, fd: number, position: number, mode: number): number;
   /** fdatasync (IO_INLINE in `mode`: at once). Returns 0 or -id. */
@@ -246,7 +237,7 @@ export interface NativeAddon {
   contract: number;
 }
 
-export const CONTRACT = 1;
+export const CONTRACT = 2;
 export const EVENT_TMR = -1;
 export const EVENT_RESET = -2;
 export const CDB_STRIDE = 32;
@@ -263,10 +254,19 @@ export const INFO_SEGMENTS = 4;
 export const INFO_BIDI_SEGMENTS = 5;
 /** Kernel flags of the entry. */
 export const INFO_KFLAGS = 6;
+/** Bytes of the CDB: what its operation code says (SPC-5 4.2.5.1), at most INFO_CDB_BYTES. */
+export const INFO_CDB_LENGTH = 7;
 /** The segments are the initiator's own memory; Data-Out can't be written. Only a zero-copy kernel sets it. */
 export const KFLAG_ZERO_COPY = 1;
 /** The command can be completed with KEEP_BUF, on a ring that says MAILBOX_KEEP_BUF_CMD. */
 export const KFLAG_KEEP_BUF = 2;
+export const TRANSFER_SLOT = 0;
+export const TRANSFER_OFFSET = 1;
+export const TRANSFER_LENGTH = 2;
+export const TRANSFER_FD = 3;
+export const TRANSFER_POSITION = 4;
+export const TRANSFER_MODE = 5;
+export const TRANSFER_RESULT = 6;
 export const SENSE_STRIDE = 96;
 export const COMPLETE_SENSE = 1;
 export const COMPLETE_READ_LEN = 2;
@@ -281,6 +281,29 @@ export const MAILBOX_KEEP_BUF = 8;
 /** A ring with a zero-copy window; only a kernel with the patches of `kernel/` sets these two. */
 export const MAILBOX_ZERO_COPY = 16;
 export const MAILBOX_KEEP_BUF_CMD = 32;
+
+/** `NativeRing.readFile` or `writeFile` with its arguments; answers its result. */
+export function moveFile(
+  ring: NativeRing,
+  write: boolean,
+  slot: number,
+  offset: number,
+  length: number,
+  fd: number,
+  position: number,
+  mode: number,
+): number {
+  const { transfer } = ring;
+  transfer[TRANSFER_SLOT] = slot;
+  transfer[TRANSFER_OFFSET] = offset;
+  transfer[TRANSFER_LENGTH] = length;
+  transfer[TRANSFER_FD] = fd;
+  transfer[TRANSFER_POSITION] = position;
+  transfer[TRANSFER_MODE] = mode;
+  if (write) ring.writeFile();
+  else ring.readFile();
+  return transfer[TRANSFER_RESULT] as number;
+}
 
 /** The addon of this environment. */
 export const native: NativeAddon = loadAddon(CONTRACT);

@@ -17,7 +17,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { IO_INLINE, IO_NOWAIT, type NativeIo, native } from '../lib/native.js';
+import { IO_INLINE, IO_NOWAIT, moveFile, type NativeIo, native } from '../lib/native.js';
 import {
   complete,
   DATA_OFFSET,
@@ -97,22 +97,22 @@ for (const [name, mode] of [
       expect(id).toBe(-result);
       return value;
     };
-    expect(await finish(ring.readFile(0, 1, 6, fd, 2, mode))).toBe(6);
+    expect(await finish(moveFile(ring, false, 0, 1, 6, fd, 2, mode))).toBe(6);
     expect(text(kernel.data(0, 4))).toBe('\0cde');
     expect(text(kernel.data(100, 4))).toBe('fgh\0');
     // Behind the end of the file: zeros.
     kernel.setData(0, Buffer.from('xxxx'));
     kernel.setData(100, Buffer.from('yyyy'));
-    expect(await finish(ring.readFile(0, 0, 8, fd, 7, mode))).toBe(3);
+    expect(await finish(moveFile(ring, false, 0, 0, 8, fd, 7, mode))).toBe(3);
     expect(text(kernel.data(0, 4)) + text(kernel.data(100, 4))).toBe('hij\0\0\0\0\0');
-    expect(await finish(ring.readFile(0, 0, 8, fd, 100, mode))).toBe(0);
+    expect(await finish(moveFile(ring, false, 0, 0, 8, fd, 100, mode))).toBe(0);
     kernel.setData(0, Buffer.from('1234'));
     kernel.setData(100, Buffer.from('5678'));
-    expect(await finish(ring.writeFile(0, 2, 5, fd, 20, mode))).toBe(5);
+    expect(await finish(moveFile(ring, true, 0, 2, 5, fd, 20, mode))).toBe(5);
     const back = Buffer.alloc(30);
     expect(readSync(fd, back, 0, 30, 0)).toBe(25);
     expect(back.subarray(20, 25).toString()).toBe('34567');
-    expect(await finish(ring.readFile(0, 0, 0, fd, 0, mode))).toBe(0);
+    expect(await finish(moveFile(ring, false, 0, 0, 0, fd, 0, mode))).toBe(0);
   });
 
   test(`${name}: ordinary memory`, async () => {
@@ -136,17 +136,19 @@ for (const [name, mode] of [
 test('errors at once are thrown, later ones are results', async () => {
   const { ring } = await commands([[0, 512]]);
   const system = (code: string, syscall: string) => expect.objectContaining({ code, syscall });
-  expect(() => ring.readFile(0, 0, 512, 9999, 0, IO_INLINE)).toThrow(system('EBADF', 'preadv2'));
-  expect(() => io.write(new Uint8Array(1), 9999, 0, IO_NOWAIT)).toThrow(
-    system('EBADF', 'pwritev2'),
+  expect(() => moveFile(ring, false, 0, 0, 512, 9999, 0, IO_INLINE)).toThrow(
+    system('EBADF', 'read'),
   );
+  expect(() => io.write(new Uint8Array(1), 9999, 0, IO_NOWAIT)).toThrow(system('EBADF', 'write'));
   expect(() => io.truncate(9999, 0, IO_INLINE)).toThrow(system('EBADF', 'ftruncate'));
   expect(() => io.datasync(9999, IO_INLINE)).toThrow(system('EBADF', 'fdatasync'));
   const full = openSync('/dev/full', 'r+');
-  expect(() => ring.writeFile(0, 0, 512, full, 0, IO_INLINE)).toThrow(system('ENOSPC', 'pwritev2'));
+  expect(() => moveFile(ring, true, 0, 0, 512, full, 0, IO_INLINE)).toThrow(
+    system('ENOSPC', 'write'),
+  );
   const ids = [
-    ring.readFile(0, 0, 512, 9999, 0, 0),
-    ring.writeFile(0, 0, 512, full, 0, 0),
+    moveFile(ring, false, 0, 0, 512, 9999, 0, 0),
+    moveFile(ring, true, 0, 0, 512, full, 0, 0),
     io.seek(fd, 0, 3, 0),
   ];
   await until(() => results.length === 3, 'results');
@@ -156,14 +158,14 @@ test('errors at once are thrown, later ones are results', async () => {
     [-(ids[2] as number)]: -6,
   });
   closeSync(full);
-  expect(() => ring.readFile(0, 1, 512, fd, 0, 0)).toThrow(
+  expect(() => moveFile(ring, false, 0, 1, 512, fd, 0, 0)).toThrow(
     expect.objectContaining({ code: 'ERR_TCMU_BUFFER_RANGE' }),
   );
-  expect(() => ring.readFile(1, 0, 0, fd, 0, 0)).toThrow(
+  expect(() => moveFile(ring, false, 1, 0, 0, fd, 0, 0)).toThrow(
     expect.objectContaining({ code: 'ERR_TCMU_BUFFER_REVOKED' }),
   );
-  expect(() => ring.readFile(0, 0, 1, fd, -2, 0)).toThrow(RangeError);
-  expect(() => ring.readFile(0, 0, 1, fd, 2 ** 60, 0)).toThrow(RangeError);
+  expect(() => moveFile(ring, false, 0, 0, 1, fd, -2, 0)).toThrow(RangeError);
+  expect(() => moveFile(ring, false, 0, 0, 1, fd, 2 ** 60, 0)).toThrow(RangeError);
 });
 
 test('SEEK_DATA and SEEK_HOLE leave the file offset alone', async () => {
@@ -186,7 +188,7 @@ test('SEEK_DATA and SEEK_HOLE leave the file offset alone', async () => {
 test('a queued read keeps its slot pinned until its result is taken', async () => {
   const { kernel, ring } = await commands([[0, 8]]);
   kernel.setData(0, Buffer.from('oldbytes'));
-  const id = -ring.readFile(0, 0, 8, fifo, -1, 0);
+  const id = -moveFile(ring, false, 0, 0, 8, fifo, -1, 0);
   expect(id).toBeGreaterThan(0);
   const [view] = ring.segments(0, 0, 8);
   complete(ring, 0, { status: 2 });
@@ -205,7 +207,7 @@ test('a queued read keeps its slot pinned until its result is taken', async () =
 
 test('close under a running read frees nothing before it is over', async () => {
   const { kernel, ring } = await commands([[0, 8]]);
-  ring.readFile(0, 0, 8, fifo, -1, 0);
+  moveFile(ring, false, 0, 0, 8, fifo, -1, 0);
   await sleep(10);
   expect(ring.close()).toBe(false);
   writeSync(fifo, 'abcdefgh');
@@ -252,7 +254,8 @@ test('what one dispatch queues comes back in batches, and its commands go with f
   });
   const one: Served = serve(
     (events, { ring }) => {
-      for (const slot of events) slotOf.set(-ring.readFile(slot, 0, 512, fd, slot * 512, 0), slot);
+      for (const slot of events)
+        slotOf.set(-moveFile(ring, false, slot, 0, 512, fd, slot * 512, 0), slot);
     },
     { io, batchSize: 64 },
   );
@@ -305,14 +308,14 @@ test('reading into command memory that is gone is EFAULT', async () => {
   const { kernel, ring } = await commands([[MAP_BYTES - DATA_OFFSET - 4096, 4096]]);
   writeSync(fd, Buffer.alloc(4096, 1));
   ftruncateSync(kernel.memory, MAP_BYTES - 4096);
-  expect(() => ring.readFile(0, 0, 4096, fd, 0, IO_INLINE)).toThrow(
+  expect(() => moveFile(ring, false, 0, 0, 4096, fd, 0, IO_INLINE)).toThrow(
     expect.objectContaining({ code: 'ERR_TCMU_RING_MEMORY' }),
   );
   // Behind the end of the file it is the addon that zeroes.
-  expect(() => ring.readFile(0, 0, 4096, fd, 9999, IO_INLINE)).toThrow(
+  expect(() => moveFile(ring, false, 0, 0, 4096, fd, 9999, IO_INLINE)).toThrow(
     expect.objectContaining({ code: 'ERR_TCMU_RING_MEMORY' }),
   );
-  ring.readFile(0, 0, 4096, fd, 0, 0);
+  moveFile(ring, false, 0, 0, 4096, fd, 0, 0);
   await until(() => results.length === 1, 'the result');
   expect(results[0]?.[1]).toBe(-14);
 });

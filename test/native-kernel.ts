@@ -234,8 +234,8 @@ export function serve(
     ...ringOptions(kernel),
     batchSize: 16,
     io,
-    dispatch: (count) => {
-      const events = [...ring.events.subarray(0, count)];
+    dispatch: () => {
+      const events = [...ring.events.subarray(1, 1 + (ring.events[0] as number))];
       seen.batches.push(events);
       dispatch(events, served);
     },

@@ -50,7 +50,7 @@ describe('createBackstore', () => {
       commandTimeout: 30,
       queueFullTimeout: -1,
       dataAreaMiB: 1024,
-      pagesPerBlock: 1,
+      pagesPerBlock: 16,
       ringMiB: 8,
       netlinkReply: -1,
       taskManagement: true,

@@ -11,8 +11,8 @@ constexpr napi_type_tag kTag = {0x7463'6d75'496f'5175ULL, 0x8f1b'52c6'04a7'9e3dU
 
 const char* callName(Operation::Kind kind) {
   switch (kind) {
-    case Operation::Kind::Read: return "preadv2";
-    case Operation::Kind::Write: return "pwritev2";
+    case Operation::Kind::Read: return "read";
+    case Operation::Kind::Write: return "write";
     case Operation::Kind::Sync: return "fdatasync";
     case Operation::Kind::Allocate: return "fallocate";
     case Operation::Kind::Seek: return "lseek";
@@ -101,17 +101,16 @@ void IoQueueObject::jobEnded() {
   environment.closed();
 }
 
-int64_t IoQueueObject::submit(const Operation& operation, uint32_t mode, MemoryOwner* ring,
-                              uint32_t slot, napi_value keep) {
+int64_t IoQueueObject::submit(Operation& operation, uint32_t mode, MemoryOwner* ring, uint32_t slot,
+                              napi_value keep) {
   const napi_env env = environment_.env();
-  Operation attempt = operation;
   if (mode & (kInline | kNoWait)) {
     int64_t result = 0;
     bool finished = true;
     if (mode & kInline)
-      result = attempt.run();
+      result = operation.run();
     else if (operation.kind <= Operation::Kind::Write)
-      finished = attempt.tryNow(result);
+      finished = operation.tryNow(result);
     else
       finished = false;
     if (finished) {
@@ -131,14 +130,14 @@ int64_t IoQueueObject::submit(const Operation& operation, uint32_t mode, MemoryO
     free_ids_.pop_back();
   }
   Pending& pending = *operations_[id - 1];
-  static_cast<Operation&>(pending) = attempt;
+  static_cast<Operation&>(pending) = operation;
   pending.ring = ring;
   pending.slot = slot;
   pending.keep = nullptr;
   if (ring) {
     ring->pinForOperation(slot);
   } else if (keep) {
-    pending.flat = attempt.segments.pieces[0];
+    pending.flat = operation.segments.pieces[0];
     pending.segments = {&pending.flat, 1};
     napi_create_reference(env, keep, 1, &pending.keep);
   }
@@ -182,7 +181,7 @@ void IoQueueObject::done(OperationList& operations) {
 napi_value IoQueueObject::moveBytes(Operation::Kind kind, const Arguments<4>& arguments) {
   const Bytes bytes = arguments.bytes(0);
   const iovec piece = {bytes.data, bytes.length};
-  const Operation operation = {
+  Operation operation = {
       .kind = kind,
       .fd = arguments.int32(1),
       .segments = {&piece, 1},
@@ -202,12 +201,12 @@ napi_value IoQueueObject::write(const Arguments<4>& arguments) {
 }
 
 napi_value IoQueueObject::datasync(const Arguments<2>& arguments) {
-  const Operation operation = {.kind = Operation::Kind::Sync, .fd = arguments.int32(0)};
+  Operation operation = {.kind = Operation::Kind::Sync, .fd = arguments.int32(0)};
   return toNumber(arguments.env, submit(operation, arguments.uint32(1), nullptr, 0, nullptr));
 }
 
 napi_value IoQueueObject::allocate(const Arguments<5>& arguments) {
-  const Operation operation = {
+  Operation operation = {
       .kind = Operation::Kind::Allocate,
       .fd = arguments.int32(0),
       .length = arguments.size(3),
@@ -218,7 +217,7 @@ napi_value IoQueueObject::allocate(const Arguments<5>& arguments) {
 }
 
 napi_value IoQueueObject::seek(const Arguments<4>& arguments) {
-  const Operation operation = {
+  Operation operation = {
       .kind = Operation::Kind::Seek,
       .fd = arguments.int32(0),
       .position = static_cast<int64_t>(arguments.size(1)),
@@ -228,7 +227,7 @@ napi_value IoQueueObject::seek(const Arguments<4>& arguments) {
 }
 
 napi_value IoQueueObject::truncate(const Arguments<3>& arguments) {
-  const Operation operation = {
+  Operation operation = {
       .kind = Operation::Kind::Truncate,
       .fd = arguments.int32(0),
       .length = arguments.size(1),

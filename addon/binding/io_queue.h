@@ -47,8 +47,8 @@ class IoQueueObject : public Napi::ObjectWrap<IoQueueObject>,
   void remove(MemoryOwner* ring) { std::erase(rings_, ring); }
 
   // Runs the operation at once if `mode` allows, or queues it. Either `ring` and `slot` or `keep`
-  // name whose memory it is. Answers the result or -id; throws Napi::Error.
-  int64_t submit(const Operation& operation, uint32_t mode, MemoryOwner* ring, uint32_t slot,
+  // name whose memory it is. Answers the result or -id; throws Napi::Error. `operation` is used up.
+  int64_t submit(Operation& operation, uint32_t mode, MemoryOwner* ring, uint32_t slot,
                  napi_value keep);
 
  private:

@@ -75,12 +75,14 @@ RingObject::RingObject(const Napi::CallbackInfo& info)
                                       Napi::Number::New(env, ring_->mailboxFlags()),
                                       napi_enumerable),
   });
-  tables_.events = shareArray<int32_t>(self, "events", batch_size_);
+  events_ = shareArray<int32_t>(self, "events", 1 + batch_size_);
+  tables_.events = events_ + 1;
   tables_.info = shareArray<uint32_t>(self, "info", capacity * RingTables::kInfoWords);
   tables_.cdbs = shareArray<uint8_t>(self, "cdbs", capacity * RingTables::kCdbBytes);
   completion_room_ = static_cast<uint32_t>(std::min<size_t>(capacity, kCompletionRecords));
   completions_ = shareArray<uint32_t>(self, "completions", 4 + completion_room_ * 4);
   sense_ = shareArray<uint8_t>(self, "sense", completion_room_ * layout::kSenseBytes);
+  transfer_ = shareArray<double>(self, "transfer", kTransferWords);
   bindMethod<&RingObject::start>(self, this, "start");
   bindMethod<&RingObject::stopPolling>(self, this, "stop");
   bindMethod<&RingObject::flush>(self, this, "flush");
@@ -185,9 +187,8 @@ void RingObject::ready(bool readable) {
     if (count > 0) {
       batches_++;
       if (!turn.begin()) return;
-      const Napi::HandleScope inner(environment_.env());
-      const napi_value argument = toNumber(environment_.env(), count);
-      turn.call(dispatch_, 1, &argument);
+      events_[0] = static_cast<int32_t>(count);
+      turn.call(dispatch_, 0, nullptr);
       if (!ring_) return;
     }
     flushFromLoop();
@@ -227,8 +228,8 @@ void RingObject::reportLost(const std::string& code, const std::string& message)
 
 // ---- completing ----
 
-std::string RingObject::publish() {
-  std::string wrong;
+uint32_t RingObject::publish() {
+  uint32_t wrong = kAllPublished;
   const uint32_t count = std::min(completions_[0], completion_room_);
   completions_[0] = 0;
   if (mapping_->poisoned())
@@ -243,8 +244,7 @@ std::string RingObject::publish() {
         .zero_from = record[3],
         .sense = sense_ + layout::kSenseBytes * i,
     };
-    if (!ring_->complete(completion))
-      wrong = "slot " + std::to_string(completion.slot) + " awaits no completion";
+    if (!ring_->complete(completion)) wrong = completion.slot;
   }
   ring_->completeUnpinned();
   if (ring_->moveTail()) ringDoorbell();
@@ -252,6 +252,11 @@ std::string RingObject::publish() {
   if (ring_->fault() || ring_->wantsFetch() || doorbell_error_ != 0 || !escaped_slots_.empty())
     poller_.again();
   return wrong;
+}
+
+Napi::Error RingObject::completionError(uint32_t slot) const {
+  return codedError(environment_.env(), "ERR_TCMU_RING_COMPLETION",
+                    "slot " + std::to_string(slot) + " awaits no completion");
 }
 
 void RingObject::ringDoorbell() {
@@ -265,21 +270,19 @@ void RingObject::ringDoorbell() {
   if (wrote < 0 && errno != EAGAIN) doorbell_error_ = errno;
 }
 
-napi_value RingObject::flush(const Arguments<0>& arguments) {
+napi_value RingObject::flush(const Arguments<0>&) {
   if (!ring_) return nullptr;
-  const std::string wrong = publish();
+  const uint32_t wrong = publish();
   if (closing_) finishClose();
-  if (!wrong.empty()) throw codedError(arguments.env, "ERR_TCMU_RING_COMPLETION", wrong);
+  if (wrong != kAllPublished) throw completionError(wrong);
   return nullptr;
 }
 
 void RingObject::flushFromLoop() {
   if (!ring_ || environment_.stopping()) return;
-  const Napi::HandleScope scope(environment_.env());
-  const std::string wrong = publish();
-  if (!wrong.empty())
-    napi_fatal_exception(environment_.env(),
-                         codedError(environment_.env(), "ERR_TCMU_RING_COMPLETION", wrong).Value());
+  const uint32_t wrong = publish();
+  if (wrong != kAllPublished)
+    napi_fatal_exception(environment_.env(), completionError(wrong).Value());
   reportEscaped();
   if (closing_) finishClose();
 }
@@ -290,6 +293,7 @@ void RingObject::revoke(uint32_t slot) {
 }
 
 void RingObject::reportEscaped() {
+  if (escaped_slots_.empty()) return;
   std::vector<uint32_t> slots;
   slots.swap(escaped_slots_);
   for (uint32_t slot : slots) {
@@ -402,9 +406,9 @@ napi_value RingObject::unpin(const Arguments<1>& arguments) {
                      "slot " + std::to_string(slot) + " holds no pin");
   // Inside a callback of ours the flush at its end does it.
   if ((ring_->hasUnpinned() || closing_) && !environment_.inCallback()) {
-    const std::string wrong = publish();
+    const uint32_t wrong = publish();
     if (closing_) finishClose();
-    if (!wrong.empty()) throw codedError(arguments.env, "ERR_TCMU_RING_COMPLETION", wrong);
+    if (wrong != kAllPublished) throw completionError(wrong);
   }
   return nullptr;
 }
@@ -421,28 +425,39 @@ void RingObject::unpinAfterOperation(uint32_t slot) {
 
 // ---- files ----
 
-napi_value RingObject::moveFile(Operation::Kind kind, const Arguments<6>& arguments) {
-  const uint32_t slot = arguments.uint32(0);
-  const uint64_t offset = arguments.size(1), length = arguments.size(2);
-  const Operation operation = {
+// The arguments come through `transfer` and the result goes there: as arguments of the call they would
+// cost more than all the rest of it.
+napi_value RingObject::moveFile(Operation::Kind kind) {
+  const Napi::Env env = environment_.env();
+  for (int word = 0; word < kTransferResult; word++) {
+    const double value = transfer_[word];
+    if (value >= 0 && value <= 9007199254740991.0) continue;
+    // A file position; -1 is the descriptor's own.
+    if (word == kTransferPosition && value == -1) continue;
+    throw Napi::RangeError::New(env, "transfer: word " + std::to_string(word) +
+                                         " is no safe integer >= 0");
+  }
+  const auto whole = [this](TransferWord word) { return static_cast<int64_t>(transfer_[word]); };
+  const auto slot = static_cast<uint32_t>(std::min<int64_t>(whole(kTransferSlot), UINT32_MAX));
+  const auto offset = static_cast<uint64_t>(whole(kTransferOffset));
+  const auto length = static_cast<uint64_t>(whole(kTransferLength));
+  Operation operation = {
       .kind = kind,
-      .fd = arguments.int32(3),
+      .fd = static_cast<int>(std::min<int64_t>(whole(kTransferFd), INT32_MAX)),
       .segments = memory(slot, offset, length),
       .offset = offset,
       .length = length,
-      .position = arguments.position(4),
+      .position = whole(kTransferPosition),
   };
-  return toNumber(arguments.env,
-                  io_->submit(operation, arguments.uint32(5), this, slot, nullptr));
+  const auto mode = static_cast<uint32_t>(whole(kTransferMode));
+  transfer_[kTransferResult] =
+      static_cast<double>(io_->submit(operation, mode, this, slot, nullptr));
+  return nullptr;
 }
 
-napi_value RingObject::readFile(const Arguments<6>& arguments) {
-  return moveFile(Operation::Kind::Read, arguments);
-}
+napi_value RingObject::readFile(const Arguments<0>&) { return moveFile(Operation::Kind::Read); }
 
-napi_value RingObject::writeFile(const Arguments<6>& arguments) {
-  return moveFile(Operation::Kind::Write, arguments);
-}
+napi_value RingObject::writeFile(const Arguments<0>&) { return moveFile(Operation::Kind::Write); }
 
 // ---- the end ----
 

@@ -36,6 +36,18 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   static constexpr int kBatchesPerTurn = 64;
   static constexpr uint32_t kCommandsPerTurn = 1024;
 
+  // Words of the `transfer` table.
+  enum TransferWord {
+    kTransferSlot,
+    kTransferOffset,
+    kTransferLength,
+    kTransferFd,
+    kTransferPosition,
+    kTransferMode,
+    kTransferResult,
+    kTransferWords,
+  };
+
   // Completions between two flushes, at most.
   static constexpr uint32_t kCompletionRecords = 4096;
 
@@ -57,12 +69,12 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   napi_value segments(const Arguments<3>&);
   napi_value pin(const Arguments<1>&);
   napi_value unpin(const Arguments<1>&);
-  napi_value readFile(const Arguments<6>&);
-  napi_value writeFile(const Arguments<6>&);
+  napi_value readFile(const Arguments<0>&);
+  napi_value writeFile(const Arguments<0>&);
   napi_value close(const Arguments<0>&);
   napi_value stats(const Arguments<0>&);
 
-  napi_value moveFile(Operation::Kind kind, const Arguments<6>& arguments);
+  napi_value moveFile(Operation::Kind kind);
   // The slot's memory, after checking slot and range. Throws Napi::Error.
   Segments memory(uint32_t slot, uint64_t offset, uint64_t length) const;
   void checkOpen() const;
@@ -72,8 +84,10 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   void failPoisoned();
   void reportLost(int error, const char* doing);
   void reportLost(const std::string& code, const std::string& message);
-  // What went wrong with a completion, or an empty text.
-  std::string publish();
+  static constexpr uint32_t kAllPublished = UINT32_MAX;
+  // A slot that awaited no completion, or kAllPublished. Needs a handle scope.
+  uint32_t publish();
+  Napi::Error completionError(uint32_t slot) const;
   void ringDoorbell();
   void revoke(uint32_t slot);
   void reportEscaped();
@@ -96,10 +110,12 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
 
   // Arrays shared with JavaScript: ours while the references are.
   std::vector<Napi::ObjectReference> arrays_;
+  int32_t* events_ = nullptr;
   RingTables tables_ = {};
   uint32_t batch_size_ = 0;
   uint32_t completion_room_ = 0;
   uint32_t* completions_ = nullptr;
+  double* transfer_ = nullptr;
   uint8_t* sense_ = nullptr;
 
   bool started_ = false;

@@ -78,9 +78,14 @@ int64_t Operation::transfer(int flags) {
   iovec pieces[kMostPieces];
   while (length > 0) {
     const int count = gather(segments, offset, std::min(length, kMostBytes), pieces, kMostPieces);
-    int64_t result = kind == Kind::Read
-                         ? retried([&] { return preadv2(fd, pieces, count, position, flags); })
-                         : retried([&] { return pwritev2(fd, pieces, count, position, flags); });
+    int64_t result = retried([&]() -> ssize_t {
+      // One piece, as most small commands have, is cheaper without an array for the kernel to copy.
+      if (count == 1 && flags == 0 && position >= 0)
+        return kind == Kind::Read ? pread(fd, pieces[0].iov_base, pieces[0].iov_len, position)
+                                  : pwrite(fd, pieces[0].iov_base, pieces[0].iov_len, position);
+      return kind == Kind::Read ? preadv2(fd, pieces, count, position, flags)
+                                : pwritev2(fd, pieces, count, position, flags);
+    });
     if ((result == -EFAULT || result == -EEXIST) && (fcntl(fd, F_GETFL) & O_DIRECT))
       result = bounce(flags);
     if (result < 0) return result;

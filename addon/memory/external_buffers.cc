@@ -63,6 +63,7 @@ napi_value ExternalBuffers::views(uint32_t slot, Segments segments, uint64_t off
 
 bool ExternalBuffers::revoke(uint32_t slot) {
   if (slot >= slots_.size() || slots_[slot].empty()) return true;
+  const Napi::HandleScope scope(env_);
   bool intact = true;
   for (const Buffer& buffer : slots_[slot]) {
     napi_value value;

@@ -27,6 +27,15 @@ std::string describe(const char* format, va_list arguments) {
   return fault;
 }
 
+// Bytes that a CDB has by its operation code (SPC-5 4.2.5.1), at most those that are there. Byte 7 of a
+// variable length CDB counts what follows byte 7 (4.2.5.3). Groups 3, 6 and 7 have no length of their
+// own: the kernel hands them over as 10 bytes (scsi_command_size), so does this.
+uint32_t cdbLength(const uint8_t* cdb, uint32_t there) {
+  static constexpr uint8_t kByGroup[8] = {6, 10, 10, 10, 16, 12, 10, 10};
+  const uint32_t length = cdb[0] == 0x7f ? cdb[7] + 8u : kByGroup[cdb[0] >> 5];
+  return std::min(length, there);
+}
+
 template <class T>
 T read(const std::byte* from) {
   T value;
@@ -66,6 +75,7 @@ Ring::Ring(std::span<std::byte> mapping, Revoke revoke, void* owner)
   capacity_ = std::min<uint32_t>(65535, ring_size_ / kCommandBytes);
   tail_ = next_tail_ = position_ = mailbox.tail;
   slot_of_id_.assign(65536, -1);
+  copy_.resize(kAhead);
 }
 
 std::string Ring::owner(const void* address, const RingTables& tables) const {
@@ -199,20 +209,32 @@ void Ring::EntryQueue::push(Entry entry) {
 
 // ---- fetch ----
 
-bool Ring::loadMailbox(size_t offset, uint32_t& value) {
-  volatile uint32_t loaded = 0;
-  auto* field = reinterpret_cast<uint32_t*>(base_ + offset);
-  if (!guarded([&] { loaded = __atomic_load_n(field, __ATOMIC_ACQUIRE); })) {
-    lostMemory("reading the mailbox");
+// Tail and head, and with them, under the same guard, a private copy of what stands at our position.
+bool Ring::look(uint32_t& tail, uint32_t& head) {
+  volatile uint32_t tail_seen = 0, head_seen = 0, copied = 0;
+  copy_start_ = position_;
+  copy_bytes_ = 0;
+  const bool reached = guarded([&] {
+    tail_seen = __atomic_load_n(mailboxField(offsetof(Mailbox, tail)), __ATOMIC_ACQUIRE);
+    const uint32_t end = __atomic_load_n(mailboxField(offsetof(Mailbox, head)), __ATOMIC_ACQUIRE);
+    head_seen = end;
+    if (end == position_ || end >= ring_size_) return;
+    const uint32_t bytes = std::min(kAhead, (end > position_ ? end : ring_size_) - position_);
+    std::memcpy(copy_.data(), ring_ + position_, bytes);
+    copied = bytes;
+  });
+  if (!reached) {
+    lostMemory("reading the mailbox or the ring");
     return false;
   }
-  value = loaded;
+  tail = tail_seen;
+  head = head_seen;
+  copy_bytes_ = copied;
   return true;
 }
 
 // Private copy of `bytes` bytes at `position`. Bytes copied before are not read again.
 const std::byte* Ring::window(uint32_t position, uint32_t bytes, uint32_t end) {
-  constexpr uint32_t kAhead = 8192;
   uint32_t skip = position - copy_start_;
   if (skip <= copy_bytes_ && copy_bytes_ - skip >= bytes) return copy_.data() + skip;
   skip = std::min(skip, copy_bytes_);
@@ -232,13 +254,10 @@ const std::byte* Ring::window(uint32_t position, uint32_t bytes, uint32_t end) {
 
 uint32_t Ring::fetch(const RingTables& tables, uint32_t limit) {
   if (fault_) return 0;
-  copy_start_ = position_;
-  copy_bytes_ = 0;
   starved_ = false;
   uint32_t count = 0;
   uint32_t head, tail;
-  if (!loadMailbox(offsetof(Mailbox, tail), tail) || !loadMailbox(offsetof(Mailbox, head), head))
-    return 0;
+  if (!look(tail, head)) return 0;
   if (head >= ring_size_ || head % kEntryAlign != 0) {
     corrupt(position_, "head 0x%x in a ring of 0x%x bytes", head, ring_size_);
     return 0;
@@ -255,13 +274,14 @@ uint32_t Ring::fetch(const RingTables& tables, uint32_t limit) {
       return 0;
     }
     takeReset();
+    copy_start_ = position_;
+    copy_bytes_ = 0;
     tables.events[count++] = RingTables::kEventReset;
   } else if (moved_back) {
     corrupt(position_, "head moved back to 0x%x", head);
     return 0;
   }
 
-  copy_start_ = position_;
   while (count < limit && position_ != head) {
     const uint32_t end = head > position_ ? head : ring_size_;
     const uint32_t left = end - position_;
@@ -372,7 +392,7 @@ bool Ring::takeCommand(const std::byte* entry, uint32_t position, uint32_t lengt
   info[4] = request.iov_count;
   info[5] = request.bidi_count;
   info[6] = request.header.kernel_flags;
-  info[7] = 0;
+  info[7] = cdbLength(cdb, cdb_bytes);
   return true;
 }
 
@@ -417,6 +437,7 @@ void Ring::takeReset() {
     slot_of_id_[s.id] = -1;
   }
   entries_.clear();
+  answers_.clear();
   tail_ = next_tail_ = position_ = 0;
   reset_seen_ = false;
 }
@@ -424,10 +445,14 @@ void Ring::takeReset() {
 // ---- complete ----
 
 bool Ring::tailIsOurs() {
-  if (tail_checked_) return !reset_seen_ && !memoryLost();
-  tail_checked_ = true;
-  uint32_t tail;
-  if (!loadMailbox(offsetof(Mailbox, tail), tail)) return false;
+  if (reset_seen_ || memoryLost()) return false;
+  volatile uint32_t tail = 0;
+  if (!guarded([&] {
+        tail = __atomic_load_n(mailboxField(offsetof(Mailbox, tail)), __ATOMIC_ACQUIRE);
+      })) {
+    lostMemory("reading the mailbox");
+    return false;
+  }
   if (tail != tail_) reset_seen_ = true;
   return !reset_seen_;
 }
@@ -449,6 +474,7 @@ bool Ring::complete(const Completion& completion) {
 }
 
 void Ring::completeUnpinned() {
+  if (unpinned_.empty()) return;
   std::vector<uint32_t> slots;
   slots.swap(unpinned_);
   for (uint32_t slot : slots) {
@@ -462,42 +488,33 @@ void Ring::completeUnpinned() {
 void Ring::publish(const Completion& completion) {
   Slot& s = at(completion.slot);
   in_flight_--;
+  const bool zero = completion.zero_from < s.bytes;
+  const bool wants_keep =
+      (completion.flags & Completion::kKeepBuffer) &&
+      (flags_ & (kCapKeepBuffer | kCapKeepBufferPerCommand));
   // A command of the time before a reset: its pages may be another command's by now.
-  const bool answer = tailIsOurs() && !s.orphan;
-  const bool keep = answer && (completion.flags & Completion::kKeepBuffer) &&
-                    (flags_ & (kCapKeepBuffer | kCapKeepBufferPerCommand));
-  if (answer && completion.zero_from < s.bytes &&
+  bool answer = !s.orphan && !reset_seen_ && !memoryLost();
+  if (answer && (zero || wants_keep)) answer = tailIsOurs();
+  if (answer && zero &&
       !fill(segments(completion.slot), completion.zero_from, s.bytes - completion.zero_from, 0))
     lostMemory("zeroing a command's data");
+  const bool keep = answer && wants_keep;
   if (!keep) revoke_(owner_, completion.slot);
   if (!s.orphan) slot_of_id_[s.id] = -1;
 
-  if (answer && !memoryLost()) {
+  if (answer) {
     passOver();
-    const uint32_t place = popEntry();
-
-    CommandResponse response = {};
-    response.header.user_flags = keep ? kUserKeepBuffer : 0;
-    response.status = completion.status;
+    Answer& out = answers_.emplace_back();
+    out.place = popEntry();
+    out.response.header.id = s.id;
+    out.response.header.user_flags = keep ? kUserKeepBuffer : 0;
+    out.response.status = completion.status;
     if ((completion.flags & Completion::kReadLength) && (flags_ & kCapReadLength)) {
-      response.header.user_flags |= kUserReadLength;
-      response.read_length = completion.read_length;
+      out.response.header.user_flags |= kUserReadLength;
+      out.response.read_length = completion.read_length;
     }
     if (completion.flags & Completion::kSense)
-      std::memcpy(response.sense, completion.sense, kSenseBytes);
-    auto* out = reinterpret_cast<CommandResponse*>(ring_ + place);
-    const uint16_t id = s.id;
-    const bool reached = guarded([&] {
-      // The length and the kernel's flags stay: they are the entry's, not the command's.
-      out->header.id = id;
-      out->header.user_flags = response.header.user_flags;
-      std::memcpy(&out->status, &response.status,
-                  sizeof response - offsetof(CommandResponse, status));
-    });
-    if (reached)
-      stats_.completions++;
-    else
-      lostMemory("writing a response");
+      std::memcpy(out.response.sense, completion.sense, kSenseBytes);
   }
   if (keep)
     s.state = State::Kept;
@@ -516,33 +533,52 @@ uint32_t Ring::popEntry() {
 // Steps over entries at the front of the record that need no answer.
 void Ring::passOver() {
   while (!entries_.empty() && entries_.front().op != Op::Command) {
-    if (entries_.front().op > Op::TaskManagement) {
-      auto* flags = reinterpret_cast<uint8_t*>(ring_ + next_tail_ + offsetof(EntryHeader, user_flags));
-      if (!guarded([&] { *flags = kUserUnknownOp; })) {
-        lostMemory("marking an unknown entry");
-        return;
-      }
+    const bool unknown = entries_.front().op > Op::TaskManagement;
+    const uint32_t place = popEntry();
+    if (unknown) {
+      answers_.emplace_back().place = place;
+      answers_.back().response.header.user_flags = kUserUnknownOp;
     }
-    popEntry();
   }
 }
 
+// Everything the kernel is told is written here, under one guard, after a look whether the ring is
+// still the one that the answers are for.
 bool Ring::moveTail() {
-  if (memoryLost()) return false;
   passOver();
-  if (next_tail_ == tail_ || !tailIsOurs()) {
-    tail_checked_ = false;
-    return false;
+  const bool moves = next_tail_ != tail_ && !reset_seen_ && !memoryLost();
+  volatile bool ours = false;
+  if (moves) {
+    uint32_t* const field = mailboxField(offsetof(Mailbox, tail));
+    const bool reached = guarded([&] {
+      if (__atomic_load_n(field, __ATOMIC_ACQUIRE) != tail_) return;
+      ours = true;
+      for (const Answer& answer : answers_) write(answer);
+      __atomic_store_n(field, next_tail_, __ATOMIC_RELEASE);
+    });
+    if (!reached)
+      lostMemory("writing responses");
+    else if (!ours)
+      reset_seen_ = true;
+    ours = ours && reached;
   }
-  tail_checked_ = false;
-  auto* field = reinterpret_cast<uint32_t*>(base_ + offsetof(Mailbox, tail));
-  const uint32_t tail = next_tail_;
-  if (!guarded([&] { __atomic_store_n(field, tail, __ATOMIC_RELEASE); })) {
-    lostMemory("writing the tail");
-    return false;
+  if (ours) {
+    tail_ = next_tail_;
+    for (const Answer& answer : answers_)
+      stats_.completions += answer.response.header.user_flags != kUserUnknownOp;
   }
-  tail_ = tail;
-  return true;
+  answers_.clear();
+  return ours;
+}
+
+// The length and the kernel's flags stay: they are the entry's, not the command's.
+void Ring::write(const Answer& answer) {
+  auto* out = reinterpret_cast<CommandResponse*>(ring_ + answer.place);
+  const CommandResponse& response = answer.response;
+  out->header.user_flags = response.header.user_flags;
+  if (response.header.user_flags == kUserUnknownOp) return;
+  out->header.id = response.header.id;
+  std::memcpy(&out->status, &response.status, sizeof response - offsetof(CommandResponse, status));
 }
 
 }  // namespace tcmu

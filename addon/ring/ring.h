@@ -87,12 +87,13 @@ class Ring {
   // The next task management function announced by kEventTaskManagement.
   TaskManagement takeTaskManagement();
 
-  // Publishes, or keeps while pinned. False: the slot awaits no completion.
+  // Takes the answer for the next `moveTail`, or keeps it while pinned; either way the slot's memory
+  // is revoked before the kernel hears of it. False: the slot awaits no completion.
   [[nodiscard]] bool complete(const Completion& completion);
   // Kept completions whose last pin is gone.
   void completeUnpinned();
   bool hasUnpinned() const { return !unpinned_.empty(); }
-  // Moves the tail over all that is completed. True: it moved, the kernel is to be told.
+  // Writes the answers and moves the tail over them. True: it moved, the kernel is to be told.
   bool moveTail();
 
   bool pin(uint32_t slot);
@@ -133,6 +134,11 @@ class Ring {
     const iovec* iovecs() const { return iov_count <= kFew ? few : many.get(); }
     iovec* room(uint32_t count);
   };
+  // A response on its way into the ring, at `place` of it.
+  struct Answer {
+    uint32_t place;
+    layout::CommandResponse response = {};
+  };
   struct Entry {
     uint32_t length;
     layout::Op op;
@@ -152,18 +158,24 @@ class Ring {
   };
 
   static constexpr uint32_t kChunk = 256;
+  // Bytes of the ring copied ahead.
+  static constexpr uint32_t kAhead = 8192;
   Slot& at(uint32_t slot) { return chunks_[slot / kChunk][slot % kChunk]; }
   const Slot& at(uint32_t slot) const { return chunks_[slot / kChunk][slot % kChunk]; }
   bool takeSlot(uint32_t& slot);
   void freeSlot(uint32_t slot);
 
-  bool loadMailbox(size_t offset, uint32_t& value);
+  uint32_t* mailboxField(size_t offset) const {
+    return reinterpret_cast<uint32_t*>(base_ + offset);
+  }
+  bool look(uint32_t& tail, uint32_t& head);
   const std::byte* window(uint32_t position, uint32_t bytes, uint32_t end);
   bool takeCommand(const std::byte* entry, uint32_t position, uint32_t length,
                    const RingTables& tables, uint32_t slot);
   bool takeTaskManagement(const std::byte* entry, uint32_t position, uint32_t length);
   void publish(const Completion& completion);
   bool tailIsOurs();
+  void write(const Answer& answer);
   bool memoryLost() const { return fault_ && fault_->kind == RingFault::Kind::Memory; }
   uint32_t popEntry();
   void passOver();
@@ -184,7 +196,7 @@ class Ring {
   uint32_t next_tail_ = 0;       // where the oldest entry not passed over starts
   uint32_t position_ = 0;        // next entry to fetch
   EntryQueue entries_;
-  bool tail_checked_ = false;    // in this batch of completions
+  std::vector<Answer> answers_;
   bool reset_seen_ = false;
   bool starved_ = false;
   std::optional<RingFault> fault_;

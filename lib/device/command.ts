@@ -13,7 +13,7 @@ import {
   COMPLETE_READ_LEN,
   COMPLETE_SENSE,
   INFO_BIDI_BYTES,
-  INFO_CDB_BYTES,
+  INFO_CDB_LENGTH,
   INFO_DATA_BYTES,
   INFO_ID,
   INFO_KFLAGS,
@@ -50,15 +50,9 @@ const ACTIVE = 0;
 const COMPLETED = 1;
 const PUBLISHED = 2;
 
-/** CDB length by group code, the top three bits of the operation code (SPC-5 4.2.5.1). */
-const GROUP_LENGTH: readonly number[] = [6, 10, 10, 0, 16, 12, 0, 0];
-/** Operation code of variable length CDBs: byte 7 counts what follows byte 7 (SPC-5 4.2.5.3). */
-const VARIABLE_LENGTH = 0x7f;
-
 export class Command implements ScsiCommand, DataOwner {
   /** @internal */ readonly ring: NativeRing;
   /** @internal */ readonly slot: number;
-  /** @internal */ readonly inBase: number;
   /** @internal */ written = 0;
   /** @internal */ exposed = false;
   /** The handler has returned, or its promise has settled. @internal */
@@ -91,7 +85,6 @@ export class Command implements ScsiCommand, DataOwner {
     this.tick = tick;
     this.dataLength = host.info[at + INFO_DATA_BYTES] as number;
     this.bidiLength = host.info[at + INFO_BIDI_BYTES] as number;
-    this.inBase = this.bidiLength > 0 ? this.dataLength : 0;
   }
 
   /** The kernel's id of the command: unique among those in flight. Not after completion. */
@@ -100,24 +93,9 @@ export class Command implements ScsiCommand, DataOwner {
   }
 
   get cdb(): Uint8Array {
-    if (this.#state === PUBLISHED) throw this.#misuse('its CDB was asked for');
-    this.#cdb ??= this.#readCdb();
+    if (this.#state === PUBLISHED) throw misuse(this.#host, 'its CDB was asked for');
+    this.#cdb ??= readCdb(this.#host, this.slot);
     return this.#cdb;
-  }
-
-  #readCdb(): Uint8Array {
-    const { ring, slot } = this;
-    const available = this.#host.info[slot * INFO_STRIDE + INFO_CDB_BYTES] as number;
-    const start = slot * CDB_STRIDE;
-    const opcode = ring.cdbs[start] as number;
-    let length = GROUP_LENGTH[opcode >> 5] as number;
-    // Groups 3, 6 and 7 have no length of their own; the kernel hands them over as 10 bytes
-    // (scsi_command_size), so does this.
-    if (opcode === VARIABLE_LENGTH) length = (ring.cdbs[start + 7] as number) + 8;
-    else if (length === 0) length = 10;
-    length = Math.min(length, available);
-    if (length > CDB_STRIDE) return ring.longCdb(slot).slice(0, length);
-    return this.#host.cdbView(slot, length);
   }
 
   get dataOut(): DataOut {
@@ -126,12 +104,13 @@ export class Command implements ScsiCommand, DataOwner {
   }
 
   get dataIn(): DataIn {
-    this.#in ??= new RingDataIn(this, 0, this.#inLength());
+    this.#in ??= new RingDataIn(this, 0, this.bidiLength > 0 ? this.bidiLength : this.dataLength);
     return this.#in;
   }
 
-  #inLength(): number {
-    return this.bidiLength > 0 ? this.bidiLength : this.dataLength;
+  /** @internal */
+  get inBase(): number {
+    return this.bidiLength > 0 ? this.dataLength : 0;
   }
 
   get signal(): AbortSignal {
@@ -200,7 +179,7 @@ export class Command implements ScsiCommand, DataOwner {
     if (free === undefined) {
       obstacle = 'the device was opened without access to its configfs action free_kept_buf';
     } else if ((mailboxFlags & MAILBOX_KEEP_BUF_CMD) !== 0) {
-      if ((this.#kernelFlags() & KFLAG_KEEP_BUF) === 0) {
+      if ((kernelFlags(this.#host, this.slot) & KFLAG_KEEP_BUF) === 0) {
         obstacle = "it is the initiator's own memory (zero copy): copy what is needed later";
       }
     } else if ((mailboxFlags & MAILBOX_KEEP_BUF) === 0) {
@@ -242,14 +221,6 @@ export class Command implements ScsiCommand, DataOwner {
     };
   }
 
-  #kernelFlags(): number {
-    return this.#host.info[this.slot * INFO_STRIDE + INFO_KFLAGS] as number;
-  }
-
-  #isZeroCopy(): boolean {
-    return (this.#kernelFlags() & KFLAG_ZERO_COPY) !== 0;
-  }
-
   /** Writes the completion record `index`. @internal */
   record(index: number): void {
     const { ring } = this;
@@ -264,8 +235,11 @@ export class Command implements ScsiCommand, DataOwner {
     const isDataIn =
       isBidi ||
       this.#in !== undefined ||
-      (this.#out === undefined && !this.#keep && !this.#isZeroCopy());
-    if (isDataIn && this.#status !== Status.CHECK_CONDITION && this.written < this.#inLength()) {
+      (this.#out === undefined &&
+        !this.#keep &&
+        (kernelFlags(this.#host, this.slot) & KFLAG_ZERO_COPY) === 0);
+    const inLength = isBidi ? this.bidiLength : this.dataLength;
+    if (isDataIn && this.#status !== Status.CHECK_CONDITION && this.written < inLength) {
       // The kernel looks at READ_LEN only where the data goes one way.
       if (this.written > 0 && !isBidi && (ring.mailboxFlags & MAILBOX_READ_LEN) !== 0) {
         flags |= COMPLETE_READ_LEN;
@@ -307,13 +281,25 @@ export class Command implements ScsiCommand, DataOwner {
         : `command 0x${(this.cdb[0] as number).toString(16).padStart(2, '0')}`;
     return `${this.#host.name}: ${opcode}`;
   }
+}
 
-  #misuse(what: string): CommandError {
-    return new CommandError(
-      'ERR_TCMU_COMMAND_COMPLETED',
-      `tcmu: ${this.#host.name}: ${what} after the command had been completed`,
-    );
-  }
+// Functions, not private methods: those would cost every command a field and a check at each call.
+
+function readCdb(host: CommandHost, slot: number): Uint8Array {
+  const length = host.info[slot * INFO_STRIDE + INFO_CDB_LENGTH] as number;
+  if (length > CDB_STRIDE) return host.ring.longCdb(slot).slice(0, length);
+  return host.cdbView(slot, length);
+}
+
+function kernelFlags(host: CommandHost, slot: number): number {
+  return host.info[slot * INFO_STRIDE + INFO_KFLAGS] as number;
+}
+
+function misuse(host: CommandHost, what: string): CommandError {
+  return new CommandError(
+    'ERR_TCMU_COMMAND_COMPLETED',
+    `tcmu: ${host.name}: ${what} after the command had been completed`,
+  );
 }
 
 /** The Data-Out memory of a command that was completed with KEEP_BUF. */

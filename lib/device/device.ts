@@ -132,7 +132,7 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
         mapSize: source.mapSize,
         batchSize: this.#batch,
         io,
-        dispatch: (count) => this.#dispatch(count),
+        dispatch: () => this.#dispatch(),
         lost: (code, message) => this.#onLost(code, message),
         escaped: () => this.#onEscaped(),
       });
@@ -191,10 +191,11 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
 
   // --- from the ring to the handler ---
 
-  #dispatch(count: number): void {
+  #dispatch(): void {
     const events = this.#events;
+    const count = events[0] as number;
     this.#dispatching = true;
-    for (let i = 0; i < count; i++) {
+    for (let i = 1; i <= count; i++) {
       const event = events[i] as number;
       if (event === EVENT_TMR) {
         this.#onTmr();

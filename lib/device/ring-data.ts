@@ -10,7 +10,7 @@
 import { ArgumentError, BufferError } from '../errors.js';
 import type { BackingFile } from '../io/backing-file.js';
 import { wrapFileError } from '../io/io-queue.js';
-import type { NativeRing } from '../native.js';
+import { moveFile, type NativeRing } from '../native.js';
 import type { DataIn, DataOut, MaybePromise } from './data.js';
 
 /** What a buffer needs of its command. */
@@ -107,7 +107,8 @@ export class RingDataOut implements DataOut {
     let result: number;
     try {
       const { slot } = this.#owner;
-      result = ring.writeFile(slot, this.#start, this.length, file.fd, position, file.writeMode);
+      const { fd, writeMode } = file;
+      result = moveFile(ring, true, slot, this.#start, this.length, fd, position, writeMode);
     } catch (error) {
       throw wrapFileError('write', file.path, error);
     }
@@ -196,7 +197,8 @@ export class RingDataIn implements DataIn {
     let result: number;
     try {
       const at = owner.inBase + this.#start;
-      result = ring.readFile(owner.slot, at, this.length, file.fd, position, file.readMode);
+      const { fd, readMode } = file;
+      result = moveFile(ring, false, owner.slot, at, this.length, fd, position, readMode);
     } catch (error) {
       throw wrapFileError('read', file.path, error);
     }

@@ -10,7 +10,7 @@
 import { constants, fstatSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import type { MaybePromise } from '../device/data.js';
-import { ArgumentError, FileError } from '../errors.js';
+import { ArgumentError, errnoOf, FileError } from '../errors.js';
 import { IO_INLINE, IO_NOWAIT, type NativeFileFacts, native } from '../native.js';
 import { fileError, io, queued, wrapFileError } from './io-queue.js';
 
@@ -88,9 +88,14 @@ export class BackingFile {
       (options.noFollow ? constants.O_NOFOLLOW : 0) |
       // A FIFO would block the open; it is refused below.
       constants.O_NONBLOCK;
+    const mode = options.mode ?? 0o600;
     let handle: FileHandle;
     try {
-      handle = await open(path, flags, options.mode ?? 0o600);
+      // No access time to keep up to date at every read; only the file's owner may ask for that.
+      handle = await open(path, flags | constants.O_NOATIME, mode).catch((error: unknown) => {
+        if (errnoOf(error) !== 'EPERM') throw error;
+        return open(path, flags, mode);
+      });
     } catch (error) {
       throw wrapFileError('open', path, error);
     }

@@ -74,6 +74,16 @@ export interface StoreFailure {
 
 const failures = channel('tcmu:scsi:error');
 
+/** @throws SenseError for the first field that must be zero and is not. */
+function checkRefusals(cdb: Uint8Array, refusals: readonly CdbField[]): void {
+  for (const { byte, mask } of refusals) {
+    // The pointer names the most significant bit of the field (SPC-5, BIT POINTER).
+    if (((cdb[byte] as number) & mask) !== 0) {
+      throw sense.invalidFieldInCdb({ byte, bit: 31 - Math.clz32(mask) });
+    }
+  }
+}
+
 /** A disk: the handler that serves a `BlockStore` as SCSI commands. */
 export class BlockDevice implements CommandHandler {
   readonly #unit: LogicalUnit;
@@ -208,13 +218,12 @@ export class BlockDevice implements CommandHandler {
         throw unit.store.readOnly ? sense.writeProtected() : sense.softwareWriteProtected();
       }
     }
-    const { refusals } = entry;
-    for (let i = 0; i < refusals.length; i++) {
-      const { byte, mask } = refusals[i] as CdbField;
-      // The pointer names the most significant bit of the field (SPC-5, BIT POINTER).
-      if (((cdb[byte] as number) & mask) !== 0) {
-        throw sense.invalidFieldInCdb({ byte, bit: 31 - Math.clz32(mask) });
-      }
+    if (
+      ((cdb[1] as number) & entry.refusedFlags) !== 0 ||
+      ((cdb[entry.controlByte] as number) & entry.refusedControl) !== 0 ||
+      entry.refusesElsewhere
+    ) {
+      checkRefusals(cdb, entry.refusals);
     }
     return entry;
   }

@@ -94,6 +94,11 @@ export class CommandEntry {
   readonly usage: Uint8Array;
   /** Fields that must be zero: the checks of the decoder. */
   readonly refusals: readonly CdbField[];
+  /** Their bits of byte 1, of CONTROL, and the bytes of any others, so that most CDBs pass at a glance. */
+  readonly refusedFlags: number;
+  readonly refusedControl: number;
+  readonly controlByte: number;
+  readonly refusesElsewhere: boolean;
 
   constructor(spec: CommandSpec) {
     this.spec = spec;
@@ -106,6 +111,10 @@ export class CommandEntry {
     // SAM-5, CONTROL byte: a device server without ACA refuses NACA, bit 2 of CONTROL.
     const naca = refused('NACA', spec.opcode === 0x7f ? 1 : spec.length - 1, 2);
     this.refusals = [...spec.fields.filter((field) => field.refused), naca];
+    this.controlByte = naca.byte;
+    this.refusedFlags = masks(this.refusals, 1);
+    this.refusedControl = masks(this.refusals, naca.byte);
+    this.refusesElsewhere = this.refusals.some(({ byte }) => byte !== 1 && byte !== naca.byte);
     this.usage = new Uint8Array(spec.length);
     for (const field of spec.fields) {
       if (field.refused) continue;
@@ -124,6 +133,10 @@ export class CommandEntry {
       }
     }
   }
+}
+
+function masks(fields: readonly CdbField[], byte: number): number {
+  return fields.reduce((all, field) => (field.byte === byte ? all | field.mask : all), 0);
 }
 
 /** The commands a device has, by operation code; by service action where the code has them. */

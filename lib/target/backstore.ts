@@ -64,7 +64,11 @@ export interface BackstoreOptions {
   waitForListener?: boolean;
   /** Data area in MiB, shared by all commands in flight. Kernel's default 1024, cut at the module's limit. */
   dataAreaMiB?: number;
-  /** Pages the data area is handed out in. Kernel's default 1. Linux 5.15. */
+  /**
+   * Pages the data area is handed out in (data_pages_per_blk, Linux 5.15): what a command holds at least.
+   * More make fewer pieces of memory and less work a command. Default: 16 where the kernel can, but 1 in
+   * a data area of less than 64 MiB, which fewer than 1024 commands would fill.
+   */
   pagesPerBlock?: number;
   /** Mailbox and command ring in MiB, 1 to 8. Kernel's default 8. Linux 5.16. */
   ringMiB?: number;
@@ -421,7 +425,7 @@ export async function createBackstore(options: BackstoreOptions): Promise<Backst
       nl_reply_supported: options.waitForListener === true ? 1 : -1,
       // Before data_pages_per_blk, which the kernel checks against it.
       max_data_area_mb: options.dataAreaMiB,
-      data_pages_per_blk: options.pagesPerBlock,
+      data_pages_per_blk: await pagesPerBlock(host, path, options),
       cmd_ring_size_mb: options.ringMiB,
       zero_copy: zeroCopy && 1,
       zc_area_mb: zeroCopy?.windowMiB,
@@ -630,6 +634,16 @@ function zeroCopyAttributes(settings: ZeroCopySettings): Record<string, string |
     'attrib/zc_scrub': settings.scrub === undefined ? undefined : settings.scrub ? '1' : '0',
     'attrib/zc_min_bytes': settings.minBytes?.toString(),
   };
+}
+
+async function pagesPerBlock(
+  host: TargetHost,
+  path: string,
+  { pagesPerBlock: wanted, dataAreaMiB = 1024 }: BackstoreOptions,
+): Promise<number | undefined> {
+  if (wanted !== undefined) return wanted;
+  if (dataAreaMiB < 64) return undefined;
+  return (await host.exists(`${path}/attrib/data_pages_per_blk`)) ? 16 : undefined;
 }
 
 /** Reads an attribute back after it was written. */

@@ -215,6 +215,11 @@ export class QcowImage implements Layer {
     }
     for (const { l1Offset, l1Size } of this.snapshots) note(l1Offset, l1Size * 8);
     if (header.snapshotCount > 0) note(header.snapshotsOffset, this.snapshotTableLength);
+    const encryption = extension(header, ExtensionType.ENCRYPTION);
+    if (encryption?.length === 16) {
+      const view = new DataView(encryption.buffer, encryption.byteOffset, 16);
+      note(Number(view.getBigUint64(0)), Number(view.getBigUint64(8)));
+    }
   }
 
   read(position: number, data: DataIn): MaybePromise<unknown> {
@@ -431,7 +436,11 @@ export class QcowImage implements Layer {
     }
   }
 
-  /** Finishes what is under way, makes all durable, and closes the files below. Idempotent. */
+  /**
+   * Finishes what is under way, makes all durable, and closes the files below. Idempotent.
+   * @throws QcowError the failure after which nothing was written any more, FileError: what was acknowledged
+   *   last may be lost; the files are closed all the same
+   */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
@@ -444,6 +453,7 @@ export class QcowImage implements Layer {
         });
       } else {
         await this.inFlight.drained();
+        if (this.sync.failure !== undefined) throw this.sync.failure;
       }
     } finally {
       if (this.#data.file !== this.file) await this.#data.file.close();

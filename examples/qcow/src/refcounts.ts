@@ -190,14 +190,16 @@ export class Refcounts {
 
   /** Up to `count` free clusters in a row, at least one, now with refcount 1. */
   allocate(count: number): MaybePromise<ClusterRun> {
-    const { refcountsPerBlock, refcountsPerSlice } = this.#geometry;
+    const { refcountsPerBlock } = this.#geometry;
     for (;;) {
-      const index = Math.floor(this.#cursor / refcountsPerBlock);
+      const cursor = this.#cursor;
+      const index = Math.floor(cursor / refcountsPerBlock);
       const block = this.#checkedBlock(index);
       if (block === 0) return this.#allocateInNewBlock(index, count);
-      const within = this.#cursor - index * refcountsPerBlock;
-      const found = this.cache.edit(this.#sliceOffset(block, within), (slice) =>
-        this.#take(slice, this.#cursor % refcountsPerSlice, count),
+      const offset = this.#sliceOffset(block, cursor - index * refcountsPerBlock);
+      // Another allocation may have moved the cursor while the slice was being loaded.
+      const found = this.cache.edit(offset, (slice) =>
+        this.#cursor === cursor ? this.#take(slice, count) : undefined,
       );
       if (found instanceof Promise) {
         return found.then((run) => run ?? this.allocate(count));
@@ -211,12 +213,11 @@ export class Refcounts {
     return this.allocate(count);
   }
 
-  /** Takes free clusters from a slice, the cursor standing at `from` in it; moves the cursor on. */
-  #take(slice: Table, from: number, count: number): ClusterRun | undefined {
+  /** Takes free clusters from the slice that the cursor stands in; moves the cursor on. */
+  #take(slice: Table, count: number): ClusterRun | undefined {
     const { refcountsPerSlice, refcountBits, clusterSize } = this.#geometry;
     const { view } = slice;
-    // The cursor may have moved while the slice was being loaded.
-    if (this.#cursor % refcountsPerSlice !== from) return undefined;
+    const from = this.#cursor % refcountsPerSlice;
     const base = this.#cursor - from;
     let first = from;
     while (first < refcountsPerSlice && readRefcount(view, first, refcountBits) !== 0) first++;

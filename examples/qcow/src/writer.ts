@@ -106,25 +106,23 @@ export class Writer {
   }
 
   async #write(position: number, data: DataOut): Promise<void> {
-    const { mapping } = this.#parts;
     const pending: Promise<unknown>[] = [];
     try {
       for (let at = 0; at < data.length; ) {
         const here = position + at;
-        const slice = await this.#ownSlice(here);
-        mapping.resolve(slice, here, data.length - at);
-        const { kind, copied, host } = mapping;
-        if (kind === Kind.INVALID) throw mapping.invalid(here);
-        if (kind === Kind.DATA && copied) {
-          const end = at + mapping.length;
-          this.checkPlace(host, mapping.length);
-          const written = this.#parts.data.write(data.slice(at, end), host, here);
+        const piece = await this.#withSlice(here, (slice) =>
+          this.#describe(slice, here, data.length - at),
+        );
+        const { host, length } = piece;
+        if (piece.way === 'in place') {
+          this.checkPlace(host, length);
+          const written = this.#parts.data.write(data.slice(at, at + length), host, here);
           if (written instanceof Promise) pending.push(written);
-          at = end;
-        } else if (host >= 0 && copied) {
-          at += await this.#writeInto(here, data.slice(at, at + mapping.length), host);
+          at += length;
+        } else if (piece.way === 'own place') {
+          at += await this.#writeInto(here, data.slice(at, at + length), host);
         } else {
-          at += await this.#writeNew(here, data.slice(at), slice);
+          at += await this.#writeNew(here, data.slice(at), piece.clusters);
         }
       }
     } finally {
@@ -132,25 +130,34 @@ export class Writer {
     }
   }
 
-  /** A slice of an L2 table that belongs to the active disk alone; made when there is none. */
-  async #ownSlice(position: number): Promise<Table> {
+  /**
+   * What `use` answers, called with the slice that maps `position`, in memory, of an L2 table that belongs
+   * to the active disk alone; made when there is none. `use` must change the slice before it awaits.
+   */
+  async #withSlice<R>(position: number, use: (slice: Table) => R): Promise<R> {
     const { mapping, geometry } = this.#parts;
     const index = Math.floor(position / geometry.l2Coverage);
     for (;;) {
-      if (!mapping.tableIsOwn(index)) {
-        const making =
-          this.#making.get(index) ??
-          this.#makeTable(index).finally(() => {
-            this.#making.delete(index);
-          });
-        this.#making.set(index, making);
-        await making;
-        continue;
+      if (mapping.tableIsOwn(index)) {
+        const slice = mapping.lookup(position);
+        if (!(slice instanceof Promise)) return use(slice as Table);
+        // Once loaded it may be pushed out again before we come to run: asked for once more.
+        await slice;
+      } else {
+        await this.#ownTable(index);
       }
-      const slice = mapping.lookup(position);
-      if (slice instanceof Promise) await slice;
-      else return slice as Table;
     }
+  }
+
+  #ownTable(index: number): Promise<void> {
+    let making = this.#making.get(index);
+    if (making === undefined) {
+      making = this.#makeTable(index).finally(() => {
+        this.#making.delete(index);
+      });
+      this.#making.set(index, making);
+    }
+    return making;
   }
 
   /** A new L2 table, empty or a copy of a shared one, complete on disk before the L1 table names it. */
@@ -184,12 +191,26 @@ export class Writer {
     }
   }
 
+  /** How the piece at `position` is to be written. */
+  #describe(slice: Table, position: number, length: number) {
+    const { mapping, geometry } = this.#parts;
+    mapping.resolve(slice, position, length);
+    const { kind, copied, host } = mapping;
+    const found = mapping.length;
+    if (kind === Kind.INVALID) throw mapping.invalid(position);
+    if (kind === Kind.DATA && copied) return { way: 'in place', host, length: found } as const;
+    // A place that is not in use: its data reads as zeros, or comes from below.
+    if (host >= 0 && copied) return { way: 'own place', host, length: found } as const;
+    const first = Math.floor(position / geometry.clusterSize);
+    const clusters = this.#countNew(slice, first, position + length);
+    return { way: 'new place', host, length: found, clusters } as const;
+  }
+
   /** Data for clusters that have no place of their own. @returns bytes of `data` that were taken */
-  async #writeNew(position: number, data: DataOut, slice: Table): Promise<number> {
+  async #writeNew(position: number, data: DataOut, wanted: number): Promise<number> {
     const { geometry, refcounts } = this.#parts;
     const { clusterSize } = geometry;
     const first = Math.floor(position / clusterSize);
-    const wanted = this.#countNew(slice, first, position + data.length);
     if (this.#parts.compress && !geometry.dataFile && position % clusterSize === 0) {
       if (data.length >= clusterSize && (await this.#writeCompressed(first, data))) {
         return clusterSize;
@@ -259,9 +280,10 @@ export class Writer {
     const { geometry, mapping } = this.#parts;
     const { clusterSize, subclusterSize } = geometry;
     if (!geometry.extended) return clusterSize;
-    const slice = await this.#ownSlice(cluster * clusterSize);
-    mapping.resolve(slice, cluster * clusterSize, 1);
-    return mapping.host >= 0 || mapping.kind === Kind.COMPRESSED ? clusterSize : subclusterSize;
+    return this.#withSlice(cluster * clusterSize, (slice) => {
+      mapping.resolve(slice, cluster * clusterSize, 1);
+      return mapping.host >= 0 || mapping.kind === Kind.COMPRESSED ? clusterSize : subclusterSize;
+    });
   }
 
   /** Data for a cluster with a place that is not in use there: read as zeros, or not yet. */
@@ -352,10 +374,15 @@ export class Writer {
   }
 
   /** Maps clusters from `first` on to `run`; `[start, stop)` of the guest's disk is complete there. */
-  async #setEntries(first: number, run: ClusterRun, start: number, stop: number): Promise<void> {
+  #setEntries(first: number, run: ClusterRun, start: number, stop: number): Promise<void> {
+    return this.#withSlice(first * this.#parts.geometry.clusterSize, (slice) =>
+      this.#setEntriesIn(slice, first, run, start, stop),
+    );
+  }
+
+  #setEntriesIn(slice: Table, first: number, run: ClusterRun, start: number, stop: number): void {
     const { geometry, mapping } = this.#parts;
     const { clusterSize, subclusterSize, extended, l2EntrySize } = geometry;
-    const slice = await this.#ownSlice(first * clusterSize);
     for (let i = 0; i < run.count; i++) {
       const cluster = first + i;
       const host = run.offset + i * clusterSize;
@@ -399,12 +426,13 @@ export class Writer {
     const padded = new Uint8Array(Math.ceil(compressed.length / 512) * 512);
     padded.set(compressed);
     await file.write(padded, offset);
-    const slice = await this.#ownSlice(cluster * clusterSize);
-    const at = mapping.entryAt(cluster);
-    this.#dropReferences(slice.view, at, -1);
-    putCompressed(slice.view, at, { offset, length: compressed.length }, geometry);
-    if (geometry.extended) slice.view.setBigUint64(at + 8, 0n);
-    mapping.cache.touch(slice, at, at + l2EntrySize);
+    await this.#withSlice(cluster * clusterSize, (slice) => {
+      const at = mapping.entryAt(cluster);
+      this.#dropReferences(slice.view, at, -1);
+      putCompressed(slice.view, at, { offset, length: compressed.length }, geometry);
+      if (geometry.extended) slice.view.setBigUint64(at + 8, 0n);
+      mapping.cache.touch(slice, at, at + l2EntrySize);
+    });
     reader.forgetCompressed();
     return true;
   }
@@ -465,17 +493,18 @@ export class Writer {
     if (mapping.tableOffset(index) === 0 && !hasBacking) return;
     for (let at = start; at < stop; ) {
       const next = Math.min(stop, (Math.floor(at / clusterSize) + 1) * clusterSize);
-      const slice = await this.#ownSlice(at);
-      mapping.resolve(slice, at, next - at);
-      if (mapping.kind === Kind.INVALID) throw mapping.invalid(at);
-      const asData =
-        version === 2
-          ? hasBacking || (!mayUnmap && mapping.kind !== Kind.UNALLOCATED)
-          : next - at < clusterSize && !this.#canZeroPart();
-      if (asData) await this.#writeZeroData(at, next - at);
-      else if (this.#zeroEntry(slice, at, next, mayUnmap) && this.#parts.discard) {
-        await data.file.discard(at, next - at);
-      }
+      const then = await this.#withSlice(at, (slice) => {
+        mapping.resolve(slice, at, next - at);
+        if (mapping.kind === Kind.INVALID) throw mapping.invalid(at);
+        const asData =
+          version === 2
+            ? hasBacking || (!mayUnmap && mapping.kind !== Kind.UNALLOCATED)
+            : next - at < clusterSize && !this.#canZeroPart();
+        if (asData) return 'write';
+        return this.#zeroEntry(slice, at, next, mayUnmap) ? 'discard' : 'done';
+      });
+      if (then === 'write') await this.#writeZeroData(at, next - at);
+      else if (then === 'discard' && this.#parts.discard) await data.file.discard(at, next - at);
       at = next;
     }
   }

@@ -60,6 +60,8 @@ export interface ImageOptions {
   compress?: boolean | undefined;
   /** Give the space of freed clusters back to the file system. Default true. */
   discard?: boolean | undefined;
+  /** When a change is acknowledged; see `OpenOptions`. */
+  acknowledge?: 'written' | 'memory' | undefined;
   onWarning?: ((message: string) => void) | undefined;
 }
 
@@ -98,6 +100,7 @@ export class QcowImage implements Layer {
   bitmaps: Bitmaps | undefined;
   readonly #data: GuestData;
   readonly #writer: Writer;
+  readonly #acknowledgeWritten: boolean;
   /** Guest data may be written straight to the file. */
   readonly #direct: boolean;
   #gate: Promise<void> | undefined;
@@ -119,6 +122,7 @@ export class QcowImage implements Layer {
     const dataFile = options.dataFile ?? file;
     this.#data = new GuestData(dataFile, options.cipher);
     this.#direct = options.cipher === undefined;
+    this.#acknowledgeWritten = options.acknowledge !== 'memory';
     this.#discard = options.discard ?? true;
     this.mapping = new Mapping(
       file,
@@ -239,11 +243,12 @@ export class QcowImage implements Layer {
         if (mapping.kind === Kind.DATA && mapping.copied && mapping.length === data.length) {
           const { host } = mapping;
           this.#writer.checkPlace(host, data.length);
-          return this.inFlight.track(this.#data.write(data, host, position));
+          return this.#acknowledged(this.inFlight.track(this.#data.write(data, host, position)));
         }
       }
     }
-    return this.inFlight.track(this.#guarded(this.#writer.write(position, data)));
+    const written = this.#guarded(this.#writer.write(position, data));
+    return this.#acknowledged(this.inFlight.track(written));
   }
 
   writeZeroes(position: number, length: number, mayUnmap: boolean): MaybePromise<unknown> {
@@ -256,9 +261,14 @@ export class QcowImage implements Layer {
     const { clusterSize } = this.geometry;
     const end = position + length;
     const whole = end === this.size ? Math.ceil(end / clusterSize) * clusterSize : end;
-    return this.inFlight.track(
-      this.#guarded(this.#writer.writeZeroes(position, whole - position, mayUnmap)),
-    );
+    const written = this.#guarded(this.#writer.writeZeroes(position, whole - position, mayUnmap));
+    return this.#acknowledged(this.inFlight.track(written));
+  }
+
+  /** What has been acknowledged outlives this process, also when it is killed: the initiator does. */
+  #acknowledged(change: MaybePromise<unknown>): MaybePromise<unknown> {
+    if (!this.#acknowledgeWritten) return change;
+    return change instanceof Promise ? change.then(() => this.sync.written()) : this.sync.written();
   }
 
   /** Extents of what the disk shows, layers below included. */

@@ -11,7 +11,10 @@
  * are never too low, and entries whose data is there. What is lost is space: clusters counted and not
  * used.
  *
- * Syncs run one at a time; callers that come while one runs share the next. When a flush fails, the
+ * A change outlives this process from step 3 on: that is what `written` waits for. A run that nobody wants to be
+ * durable leaves step 4 to the one after it, and gives nothing free.
+ *
+ * Runs follow one another; callers that come while one is under way share the next. When a flush fails, the
  * kernel may have dropped what was written, and no later success would prove anything: from then on
  * every sync fails.
  */
@@ -37,14 +40,40 @@ export interface SyncTargets {
   readonly discard: boolean;
 }
 
+/** One pass through the four steps. */
+class Run {
+  /** Somebody waits for step 4. */
+  durable: boolean;
+  /** Step 3 is done. */
+  isWritten = false;
+  readonly written: Promise<void>;
+  markWritten!: () => void;
+  markFailed!: (error: unknown) => void;
+  /** The end of it all. */
+  done: Promise<void> = Promise.resolve();
+
+  constructor(durable: boolean) {
+    this.durable = durable;
+    this.written = new Promise((resolve, reject) => {
+      this.markWritten = () => {
+        this.isWritten = true;
+        resolve();
+      };
+      this.markFailed = reject;
+    });
+    // Those who wait are told; that nobody waits is no mistake.
+    this.written.catch(() => {});
+  }
+}
+
 export class MetadataSync {
   readonly #on: SyncTargets;
   /** Host clusters that nothing will refer to after the next sync. */
   #freed: number[] = [];
   /** Those whose sync is done, waiting for operations under way. */
   #releasing = 0;
-  #running: Promise<void> | undefined;
-  #next: Promise<void> | undefined;
+  #running: Run | undefined;
+  #next: Run | undefined;
   #failure: QcowError | undefined;
   #releaseFailure: unknown;
   #settling = false;
@@ -76,36 +105,62 @@ export class MetadataSync {
   /** Makes everything that settled before this call durable. */
   sync(): Promise<void> | undefined {
     if (this.#failure !== undefined) throw this.#failure;
-    if (this.#next !== undefined) return this.#next;
-    if (this.#running !== undefined) {
-      this.#next = this.#running
-        .catch(() => {})
-        .then(() => {
-          this.#next = undefined;
-          return this.#start();
-        });
-      return this.#next;
+    if (this.#next !== undefined) {
+      this.#next.durable = true;
+      return this.#next.done;
     }
-    return this.#start();
-  }
-
-  #start(): Promise<void> | undefined {
-    if (this.#failure !== undefined) throw this.#failure;
+    if (this.#running !== undefined) return this.#queue(this.#running, true).done;
     const { mapping, refcounts } = this.#on;
-    if (!mapping.dirty && !refcounts.dirty && this.#freed.length === 0) {
-      const flushed = this.#flushAll();
-      if (flushed === undefined) return;
-      return this.#run(flushed);
-    }
-    return this.#run(this.#writeAll());
+    if (mapping.dirty || refcounts.dirty || this.#freed.length > 0) return this.#start(true).done;
+    const flushed = this.#flushAll();
+    if (flushed === undefined) return;
+    const run = new Run(true);
+    run.markWritten();
+    return this.#run(run, flushed).done;
   }
 
-  #run(work: Promise<void>): Promise<void> {
-    const running = work.finally(() => {
-      this.#running = undefined;
+  /**
+   * Waits until every change of the mapping made before this call is in the file, where it outlives this
+   * process, though not yet a failing host. Undefined when that is so.
+   */
+  written(): Promise<void> | undefined {
+    if (this.#failure !== undefined) throw this.#failure;
+    const running = this.#running;
+    if (!this.#on.mapping.dirty) return running?.isWritten === false ? running.written : undefined;
+    if (this.#next !== undefined) return this.#next.written;
+    return (running === undefined ? this.#start(false) : this.#queue(running, false)).written;
+  }
+
+  #queue(running: Run, durable: boolean): Run {
+    const next = new Run(durable);
+    next.done = running.done
+      .catch(() => {})
+      .then(() => {
+        this.#next = undefined;
+        if (this.#failure !== undefined) {
+          next.markFailed(this.#failure);
+          throw this.#failure;
+        }
+        return this.#run(next, this.#writeAll(next)).done;
+      });
+    next.done.catch(() => {});
+    this.#next = next;
+    return next;
+  }
+
+  #start(durable: boolean): Run {
+    const run = new Run(durable);
+    return this.#run(run, this.#writeAll(run));
+  }
+
+  #run(run: Run, work: Promise<void>): Run {
+    const done = work.finally(() => {
+      if (this.#running === run) this.#running = undefined;
     });
-    this.#running = running;
-    return running;
+    done.catch(run.markFailed);
+    run.done = done;
+    this.#running = run;
+    return run;
   }
 
   #flushAll(): Promise<void> | undefined {
@@ -143,9 +198,9 @@ export class MetadataSync {
     return this.#failure;
   }
 
-  async #writeAll(): Promise<void> {
+  async #writeAll(run: Run): Promise<void> {
     const { mapping, refcounts, inFlight } = this.#on;
-    const freed = this.#freed;
+    let freed = this.#freed;
     this.#freed = [];
     const entries = mapping.cache.takeDirty();
     const l1 = mapping.takeDirtyL1();
@@ -171,8 +226,15 @@ export class MetadataSync {
       if (entries.length > 0 || l1.length > 0) {
         await this.#write(entries);
         await this.#write(l1);
-        await this.#flush();
+        run.markWritten();
+        if (run.durable) await this.#flush();
+        else {
+          // What they were referred to by is not known to be gone until the next run's step 2.
+          this.#freed.unshift(...freed);
+          freed = [];
+        }
       }
+      run.markWritten();
     } catch (error) {
       mapping.cache.restore(entries);
       mapping.restoreL1(l1);

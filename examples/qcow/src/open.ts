@@ -43,6 +43,12 @@ export interface OpenOptions {
   compress?: boolean | undefined;
   /** Give the space of freed clusters back to the file system. Default true. */
   discard?: boolean | undefined;
+  /**
+   * When a change is acknowledged that takes new space or gives some up: once the metadata, too, is
+   * `written` to the file (default), so that it is there when this process is killed and served anew; or
+   * already in `memory`, which is faster, as QEMU does. Neither means durable: that is what `flush` is for.
+   */
+  acknowledge?: 'written' | 'memory' | undefined;
   /** Repair an image that was not closed (dirty bit) when it is opened for writing. Default true. */
   repair?: boolean | undefined;
   /** Where file I/O happens; see `BackingFileOptions.io`. Default `auto`. */
@@ -143,6 +149,7 @@ async function openImageOn(
       refcountCacheBytes: options.refcountCacheBytes,
       compress: options.compress,
       discard: options.discard,
+      acknowledge: options.acknowledge,
       onWarning: options.onWarning,
     });
   } catch (error) {

@@ -127,6 +127,12 @@ test('a history allows flushed or newer stamps, nothing else', async () => {
   expect(look([1, 1, 0, 0])).toBeUndefined();
   expect(look([1, 2, 0, 0], flushed)).toBe('sector 1 holds stamp 2, not one of 1');
   expect(look([2, 2, 0, 0])).toBe('sector 0 holds stamp 2, not one of 1');
+  const acknowledged = new Uint8Array(4 * SECTOR);
+  acknowledged.set(stamped(2 * SECTOR, 1));
+  expect(history.violation(acknowledged, journal.now)).toBeUndefined();
+  expect(history.violation(acknowledged, journal.now, 'process')).toBe(
+    'sector 1 holds stamp 1, not one of 2',
+  );
   const torn = file.toBytes();
   torn[5] = 99;
   expect(history.violation(torn, journal.now)).toBe('sector 0 holds a mixture, not one of 1');

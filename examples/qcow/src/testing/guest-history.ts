@@ -55,10 +55,18 @@ export class GuestHistory {
     };
   }
 
-  /** What is wrong with a disk found after a crash at `cut`, in words, or undefined. */
-  violation(disk: Uint8Array, cut: number): string | undefined {
+  /**
+   * What is wrong with a disk found after a crash at `cut`, in words, or undefined.
+   * @param crashed `host`: what was flushed must be there; `process`: all that was acknowledged
+   */
+  violation(
+    disk: Uint8Array,
+    cut: number,
+    crashed: 'host' | 'process' = 'host',
+  ): string | undefined {
     const flushed = this.#flushes.filter(({ settled }) => settled <= cut);
-    const durable = Math.max(-1, ...flushed.map(({ issued }) => issued));
+    const durable =
+      crashed === 'process' ? cut + 1 : Math.max(-1, ...flushed.map(({ issued }) => issued));
     for (let sector = 0; sector < disk.length / SECTOR; sector++) {
       const writes = this.#writes.filter(
         ({ first, last, issued }) => first <= sector && sector <= last && issued <= cut,

@@ -12,6 +12,7 @@ import { join } from 'node:path';
 import { runQemu } from '../test/vm/qemu.js';
 import { runUml } from '../test/vm/uml.js';
 import { baseModules, type VmOptions, type VmResult } from '../test/vm/vm.js';
+import { parseFio } from './fio.js';
 import type { Bar, Metric, Sample } from './report.js';
 
 export const settings = ['uml', 'icount'] as const;
@@ -189,29 +190,6 @@ function collect(setting: Setting, plan: Plan, outDir: string): Sample[] {
 
 /** QEMU's -icount shift=2. */
 const instructionNs = 4;
-
-interface FioSide {
-  iops: number;
-  bw_bytes: number;
-  total_ios: number;
-  clat_ns: { percentile?: Record<string, number> };
-}
-
-/** @throws Error naming the measurement when the text is not fio's report, or the report is empty */
-export function parseFio(text: string, name: string) {
-  // Warnings may come before the report.
-  const start = text.indexOf('{');
-  const report = JSON.parse(start < 0 ? 'null' : text.slice(start)) as {
-    jobs: { read: FioSide; write: FioSide }[];
-  } | null;
-  const job = report?.jobs[0];
-  const side = job && (job.read.total_ios > 0 ? job.read : job.write);
-  const p99Ns = side?.clat_ns.percentile?.['99.000000'];
-  if (!side || side.iops <= 0 || p99Ns === undefined) {
-    throw new Error(`fio reported nothing for ${name}: ${text.slice(0, 200)}`);
-  }
-  return { iops: side.iops, bytesPerSecond: side.bw_bytes, p99Ns };
-}
 
 /** Context switches a command, from "commands switches" before and after. */
 function parseSwitches(text: string): number {

@@ -27,6 +27,10 @@ function isThere(probe) {
     const file = stdout.toString().trim();
     return isAbsolute(file) && existsSync(file);
   }
+  if (probe.startsWith('nbdkit:')) {
+    const plugin = probe.slice('nbdkit:'.length);
+    return spawnSync('nbdkit', [plugin, '--dump-plugin']).status === 0;
+  }
   return isAbsolute(probe) ? existsSync(probe) : hasCommand(probe);
 }
 

@@ -2,7 +2,8 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { bars, jobs, parseFio, sumHistogram } from '../bench/disk.js';
+import { bars, jobs, sumHistogram } from '../bench/disk.js';
+import { parseFio } from '../bench/fio.js';
 import {
   checkBars,
   formatTable,
@@ -136,7 +137,7 @@ describe('the disk benchmark', () => {
       clat_ns: { percentile: { '99.000000': 7000 } },
     };
     const text = (job: unknown) => `fio: a note\n${JSON.stringify({ jobs: [job] })}`;
-    const expected = { iops: 10, bytesPerSecond: 40960, p99Ns: 7000 };
+    const expected = { iops: 10, bytesPerSecond: 40960, p99Ns: 7000, operations: 5 };
     expect(parseFio(text({ read: busy, write: idle }), 'x')).toEqual(expected);
     expect(parseFio(text({ read: idle, write: busy }), 'x')).toEqual(expected);
     expect(() => parseFio(text({ read: idle, write: idle }), 'job 7')).toThrow(/job 7/);

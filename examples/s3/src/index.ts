@@ -1,4 +1,5 @@
 /** The parts to build on: the disk, and what keeps its objects. The command line is `cli.ts`. */
+export { type Connected, type ConnectOptions, connect } from './client/index.js';
 export {
   type CheckResult,
   type CreateOptions,

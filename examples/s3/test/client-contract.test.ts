@@ -3,9 +3,9 @@ import { randomBytes } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { type ObjectStore, ObjectStoreError } from '../src/object-store.js';
+import { bucketRequest } from './support/bucket.js';
 import {
   available,
-  bucketRequest,
   newBucket,
   openBucket,
   serverKinds,

@@ -7,8 +7,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { connect } from '../src/client/index.js';
+import { bucketRequest } from './support/bucket.js';
 import { MemoryServer } from './support/memory-server.js';
-import { bucketRequest } from './support/servers.js';
 
 const bucket = 'secrets';
 let server: MemoryServer;

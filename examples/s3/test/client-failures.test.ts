@@ -3,9 +3,10 @@ import { createServer, type Server } from 'node:net';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { connect } from '../src/client/index.js';
 import { type ObjectStore, ObjectStoreError } from '../src/object-store.js';
+import { bucketRequest } from './support/bucket.js';
 import { type Fault, FaultProxy } from './support/fault-proxy.js';
 import { MemoryServer } from './support/memory-server.js';
-import { bucketRequest, openBucket, reaching } from './support/servers.js';
+import { openBucket, reaching } from './support/servers.js';
 
 const bucket = 'faults';
 let server: MemoryServer;

@@ -3,6 +3,7 @@
  * as long as somebody is patient. What can't get better by waiting is thrown at once. One log line says
  * that the bucket doesn't answer, one that it does again.
  */
+import { setMaxListeners } from 'node:events';
 import {
   failureKind,
   type GetOptions,
@@ -102,6 +103,8 @@ export class Requests {
     this.clock = clock;
     this.log = log;
     this.#patience = patience;
+    // Every request under way listens to it.
+    setMaxListeners(0, this.#closing.signal);
   }
 
   /** Milliseconds since the bucket last answered usefully; 0 while it does. */

@@ -21,6 +21,7 @@ import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
+const adminSocket = 'radosgw.asok';
 const programs = ['ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'ceph', 'monmaptool'];
 
 /** Programs of Debian's ceph-mon, ceph-osd, radosgw and ceph-common that this machine lacks. */
@@ -54,6 +55,8 @@ export interface Radosgw {
   readonly region: string;
   /** Ids of the daemons, for measurements. */
   readonly pids: readonly number[];
+  /** Requests that the gateway has answered so far, by its own count. */
+  requests(): Promise<number>;
   stop(): Promise<void>;
 }
 
@@ -106,8 +109,8 @@ class Cluster {
     const monitor = this.#daemon('ceph-mon', ['-i', 'a']);
 
     const osdId = randomUUID();
-    await this.#run('ceph', ['osd', 'new', osdId], monitor);
-    await this.#run('ceph', ['osd', 'crush', 'add', '0', '1', 'root=default', 'host=lab'], monitor);
+    await this.#ask(['osd', 'new', osdId], monitor);
+    await this.#ask(['osd', 'crush', 'add', '0', '1', 'root=default', 'host=lab'], monitor);
     await this.#run('ceph-osd', ['-i', '0', '--mkfs', '--osd-uuid', osdId, '--no-mon-config']);
     const osd = this.#daemon('ceph-osd', ['-i', '0']);
 
@@ -122,6 +125,7 @@ class Cluster {
       ...keys,
       region: 'default',
       pids: this.#daemons.map(({ child }) => child.pid ?? 0),
+      requests: () => countRequests(this.#file(adminSocket)),
       stop: () => this.stop(),
     };
   }
@@ -185,9 +189,21 @@ rgw_data = ${this.#dir}
 rgw_frontends = beast endpoint=127.0.0.1:${gatewayPort} tcp_nodelay=1
 rgw_rados_pool_pg_num_min = 1
 rgw_enable_usage_log = false
+admin_socket = ${this.#file(adminSocket)}
 [client]
 rgw_rados_pool_pg_num_min = 1
 `;
+  }
+
+  /** A command to the monitor, which refuses the first (EPERM) of a client that asks before it has the cluster's id. */
+  async #ask(command: readonly string[], monitor: ChildProcess): Promise<void> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.#run('ceph', command, monitor);
+      } catch (error) {
+        if (attempt === 5) throw error;
+      }
+    }
   }
 
   /** Runs a program to its end; a daemon it depends on must not die meanwhile. */
@@ -278,5 +294,23 @@ function canConnect(port: number): Promise<boolean> {
     socket.once('connect', () => resolve(true)).once('error', () => resolve(false));
     socket.once('close', () => resolve(false));
     socket.once('connect', () => socket.destroy());
+  });
+}
+
+/** Asks a daemon over its admin socket: a command as JSON and a zero byte, answered by a length and JSON. */
+function countRequests(path: string): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(path);
+    const chunks: Buffer[] = [];
+    socket.on('error', reject);
+    socket.on('data', (chunk: Buffer) => chunks.push(chunk));
+    socket.on('end', () => {
+      const text = Buffer.concat(chunks).subarray(4).toString();
+      const counters = JSON.parse(text) as { rgw?: { req?: number } };
+      const count = counters.rgw?.req;
+      if (count === undefined) reject(new Error(`radosgw counts no requests: ${text}`));
+      else resolve(count);
+    });
+    socket.write('{"prefix": "perf dump", "format": "json"}\0');
   });
 }

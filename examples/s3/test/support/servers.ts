@@ -2,13 +2,10 @@
 import { inject } from 'vitest';
 import { type ConnectOptions, connect } from '../../src/client/index.js';
 import type { ObjectStore } from '../../src/object-store.js';
+import { bucketRequest, type S3Access } from './bucket.js';
 import { MemoryServer } from './memory-server.js';
 
-export interface TestServer {
-  readonly endpoint: string;
-  readonly accessKeyId: string;
-  readonly secretAccessKey: string;
-  readonly region: string;
+export interface TestServer extends S3Access {
   /** Ends it, where it was started for this file alone. */
   stop(): Promise<void>;
 }
@@ -33,10 +30,7 @@ export async function startServer(kind: ServerKind): Promise<TestServer> {
 }
 
 /** Options that reach a server, with nothing taken from this process's environment. */
-export function reaching(
-  server: Omit<TestServer, 'stop'>,
-  options: ConnectOptions = {},
-): ConnectOptions {
+export function reaching(server: S3Access, options: ConnectOptions = {}): ConnectOptions {
   const { endpoint, accessKeyId, secretAccessKey, region } = server;
   return { endpoint, accessKeyId, secretAccessKey, region, env: {}, ...options };
 }
@@ -44,7 +38,7 @@ export function reaching(
 let buckets = 0;
 
 /** A bucket that no other test has. */
-export async function newBucket(server: Omit<TestServer, 'stop'>): Promise<string> {
+export async function newBucket(server: S3Access): Promise<string> {
   const bucket = `test-${process.pid}-${buckets++}`;
   await bucketRequest(server, bucket, 'PUT');
   return bucket;
@@ -52,43 +46,10 @@ export async function newBucket(server: Omit<TestServer, 'stop'>): Promise<strin
 
 /** A store over a bucket of a server, perhaps by way of a proxy's endpoint. */
 export async function openBucket(
-  server: Omit<TestServer, 'stop'>,
+  server: S3Access,
   bucket: string,
   options: ConnectOptions = {},
 ): Promise<ObjectStore> {
   const { store } = await connect(`s3://${bucket}/disk`, reaching(server, options));
   return store;
-}
-
-/** Makes or removes a bucket, or changes its settings: what the example itself never does. */
-export async function bucketRequest(
-  server: Omit<TestServer, 'stop'>,
-  bucket: string,
-  method: 'PUT' | 'DELETE',
-  query: Readonly<Record<string, string>> = {},
-  body = '',
-): Promise<void> {
-  const { createHash } = await import('node:crypto');
-  const { Signer } = await import('../../src/client/signer.js');
-  const { FixedCredentials } = await import('../../src/client/credentials.js');
-  const signer = new Signer(server.region, new FixedCredentials(server));
-  const path = `/${bucket}`;
-  const { headers } = await signer.sign({
-    method,
-    path,
-    query,
-    headers: {
-      host: new URL(server.endpoint).host,
-      'x-amz-content-sha256': createHash('sha256').update(body).digest('hex'),
-    },
-  });
-  const search = Object.keys(query).length === 0 ? '' : `?${new URLSearchParams(query)}`;
-  const response = await fetch(`${server.endpoint}${path}${search}`, {
-    method,
-    headers,
-    ...(body === '' ? {} : { body }),
-  });
-  if (!response.ok) {
-    throw new Error(`${method} ${path}${search}: ${response.status} ${await response.text()}`);
-  }
 }

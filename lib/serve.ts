@@ -218,7 +218,9 @@ export async function serve(store: BlockStore, options: ServeOptions): Promise<S
   const serial = options.scsi?.serial ?? defaultSerial(options.name);
   // What a handler can know of initiators and ports is in configfs, beside the backstore.
   let backstore: Backstore | undefined;
+  let device: Device | undefined;
   const disk = new BlockDevice(store, {
+    onStoreFailure: ({ error }) => device?.report(error),
     nexuses: () => backstore && inTime(nexusesOf(backstore)),
     portGroups: {
       list: async () => {
@@ -239,8 +241,8 @@ export async function serve(store: BlockStore, options: ServeOptions): Promise<S
   try {
     const { scsi: _, ...rest } = options;
     const { size, blockSize = 512 } = store;
-    return await run(opened, disk, { ...rest, size, blockSize, serial }, (made) => {
-      backstore = made;
+    return await run(opened, disk, { ...rest, size, blockSize, serial }, (...made) => {
+      [backstore, device] = made;
     });
   } catch (error) {
     await disk.close();
@@ -291,7 +293,7 @@ async function run(
   handler: CommandHandler<Command>,
   disk: BlockDevice | undefined,
   options: ServeHandlerOptions,
-  onBackstore: (backstore: Backstore) => void = () => {},
+  onMade: (backstore: Backstore, device: Device) => void = () => {},
 ): Promise<Served> {
   const wanted = exportOptions(options.export);
   const existing = await find(options);
@@ -300,7 +302,7 @@ async function run(
       ? await create(handler, options)
       : await takeBack(existing, handler, options);
   const recovered = existing !== undefined;
-  onBackstore(backstore);
+  onMade(backstore, device);
   try {
     const none: Exports = { loopback: [], iscsi: [], vhost: [] };
     const found = recovered ? await exportsOf(backstore) : none;

@@ -48,6 +48,19 @@ describe('a store behind the simulated kernel', () => {
     expect(await disk.compareAndWrite(100, block, block)).toBe(0);
   });
 
+  test("a store's failure is the initiator's sense data and the device's error", async () => {
+    const store = new MemoryStore({ size: MiB });
+    const failure = new Error('the shelf fell down');
+    vi.spyOn(store, 'read').mockRejectedValue(failure);
+    disk = await simulate(store);
+    const errors: Error[] = [];
+    disk.device.on('error', (error) => errors.push(error));
+    await expect(disk.read(0, 1)).rejects.toMatchObject({ key: 4 });
+    // The initiator's own mistakes are none of the device's.
+    await expect(disk.read(2048, 1)).rejects.toMatchObject({ key: 5 });
+    expect(errors).toEqual([failure]);
+  });
+
   test('failures are sense errors', async () => {
     disk = await simulate(new MemoryStore({ size: MiB }));
     await expect(disk.read(2048, 1)).rejects.toMatchObject({ key: 5, asc: 0x21, ascq: 0 });

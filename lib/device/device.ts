@@ -56,7 +56,7 @@ export interface DeviceEvents {
   resize: [size: number];
   /** A LUN or target reset arrived. */
   reset: [type: TaskManagement['type']];
-  /** A handler failed, a buffer escaped, or the device was lost. */
+  /** A handler or the store behind it failed, a buffer escaped, or the device was lost. */
   error: [error: Error];
 }
 
@@ -290,6 +290,11 @@ export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
 
   #report(command: Command, error: unknown): void {
     if (handlerError.hasSubscribers) handlerError.publish({ device: this, command, error });
+    this.report(error);
+  }
+
+  /** A failure behind the handler, which has answered the initiator. @internal */
+  report(error: unknown): void {
     this.#emitError(error instanceof Error ? error : new Error(String(error), { cause: error }));
   }
 

@@ -60,6 +60,8 @@ export interface BlockDeviceOptions extends IdentityOptions {
    * of changed mode parameters.
    */
   nexuses?: (() => MaybePromise<ReadonlySet<string> | undefined>) | undefined;
+  /** Told of every failure of the store; must not throw. They are on the diagnostics channel too. */
+  onStoreFailure?: ((failure: StoreFailure) => void) | undefined;
 }
 
 /** Published on the diagnostics channel `tcmu:scsi:error` for every failure of a store. */
@@ -88,6 +90,7 @@ function checkRefusals(cdb: Uint8Array, refusals: readonly CdbField[]): void {
 export class BlockDevice implements CommandHandler {
   readonly #unit: LogicalUnit;
   readonly #powerOnAttention: boolean;
+  readonly #onStoreFailure: BlockDeviceOptions['onStoreFailure'];
   #open = false;
 
   /** @throws ArgumentError for a name or length that does not fit. */
@@ -105,6 +108,7 @@ export class BlockDevice implements CommandHandler {
       nexuses: options.nexuses,
     });
     this.#powerOnAttention = powerOnAttention;
+    this.#onStoreFailure = options.onStoreFailure;
   }
 
   /** The store it serves. */
@@ -247,9 +251,11 @@ export class BlockDevice implements CommandHandler {
 
   #fail(command: ScsiCommand, entry: CommandEntry | undefined, error: unknown): void {
     const answer = toSense(error, entry?.medium === 'read' ? 'read' : 'write');
-    if (answer !== error && failures.hasSubscribers) {
+    // Sense data without a cause is an answer; with one it is the translation of a failure.
+    if (answer !== error || answer.cause !== undefined) {
       const failure: StoreFailure = { device: this, command, error, sense: answer };
-      failures.publish(failure);
+      this.#onStoreFailure?.(failure);
+      if (failures.hasSubscribers) failures.publish(failure);
     }
     const format = this.#unit.modePages?.descriptorSense ? 'descriptor' : 'fixed';
     command.complete(answer.status, answer.encode(format));

@@ -23,7 +23,7 @@ export interface SimulateOptions extends SimulatedDeviceOptions {
   /** Most commands the store has at a time; see `Device.open`. */
   concurrency?: number;
   /** How the disk presents itself. Default: serial `SIMULATED`. */
-  scsi?: BlockDeviceOptions;
+  scsi?: Partial<BlockDeviceOptions>;
 }
 
 /** What an INQUIRY says (SPC-5, standard INQUIRY data). */
@@ -83,12 +83,18 @@ export class SimulatedDisk {
   static async start(store: BlockStore, options: SimulateOptions): Promise<SimulatedDisk> {
     const kernel = new SimulatedDevice(options);
     try {
-      const handler = new BlockDevice(store, options.scsi ?? { serial: 'SIMULATED' });
+      let served: Device | undefined;
+      const handler = new BlockDevice(store, {
+        serial: 'SIMULATED',
+        onStoreFailure: ({ error }) => served?.report(error),
+        ...options.scsi,
+      });
       const { concurrency } = options;
       const device = await Device.open(kernel.open(), {
         handler,
         ...(concurrency === undefined ? {} : { concurrency }),
       });
+      served = device;
       const disk = new SimulatedDisk(kernel, device, handler);
       try {
         await disk.#attach();

@@ -19,6 +19,8 @@ interface Arguments {
   /** Milliseconds before each operation, so that it answers (and fails) by a promise. */
   delay?: number;
   hangFlush?: boolean;
+  /** What place 11 waits for has happened already. */
+  released?: boolean;
   /** Milliseconds that commands get at the end. */
   deadline?: number;
 }
@@ -28,7 +30,7 @@ const options = JSON.parse(process.argv[2] ?? '{}') as Arguments;
 /** MEDIUM ERROR / UNRECOVERED READ ERROR, fixed format. */
 const mediumError = Uint8Array.of(0x70, 0, 3, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0);
 
-let released = false;
+let released = options.released ?? false;
 process.on('SIGUSR2', () => {
   released = true;
 });

@@ -114,6 +114,28 @@ export default [
     },
   }),
   scenario({
+    name: 'kill.out-of-order',
+    about: 'SIGKILL when the ring has gone past a command that is not answered yet: it is not lost',
+    async run(k) {
+      const options = { name: 'd0', size: 1 << 20 };
+      const first = await k.program('odd', [JSON.stringify(options)]);
+      const read = (place: number, count: string) =>
+        `dd if=${first.ready['disk']} of=/dev/null iflag=direct bs=4k status=none skip=${place} ${count}`;
+      const held = k.start(['/bin/sh', '-c', read(11, 'count=1')], { name: 'held' });
+      // Behind it in the ring, answered before it.
+      await k.sh(read(20, 'count=16'));
+      assert(held.running, 'the handler holds the first command');
+      first.proc.kill('SIGKILL');
+      await first.proc.wait();
+      const again = JSON.stringify({ ...options, released: true });
+      const second = await k.program('odd', [again]);
+      // Its entry is behind the tail: only the reset of the ring brings it back before the time-out of 30 s.
+      assert.equal((await held.wait(15)).code, 0, 'the command was run again');
+      await k.sh(read(20, 'count=16'));
+      await second.proc.stop();
+    },
+  }),
+  scenario({
     name: 'kill.filesystem',
     about: 'SIGKILL while a tree is copied into ext4: the copy ends, the check is clean',
     timeoutSeconds: 120,

@@ -18,8 +18,8 @@ import {
   deleteDisk,
   readingParts,
 } from './engine/admin.js';
-import { DiskError } from './engine/errors.js';
-import { sweep } from './engine/garbage.js';
+import { DiskError, Gone } from './engine/errors.js';
+import { type SweepResult, sweep } from './engine/garbage.js';
 import { loadState } from './engine/opening.js';
 import { listPins, loadDisk, rotateKeys } from './engine/records.js';
 import { type LogLevel, Requests, systemClock } from './engine/requests.js';
@@ -170,8 +170,15 @@ const commands: Record<
 
   async gc({ requests, prefix }, { key }) {
     const { codec, disk, ...parts } = await readingParts(requests, prefix, key);
-    const { manifest } = await loadState({ codec, disk, ...parts });
-    const result = await sweep(requests, codec, prefix, disk, manifest);
+    const sweepNow = async (): Promise<SweepResult> => {
+      const { manifest } = await loadState({ codec, disk, ...parts });
+      return sweep(requests, codec, prefix, disk, manifest);
+    };
+    // A writer at work may have replaced that manifest in between.
+    const result = await sweepNow().catch((error: unknown) => {
+      if (error instanceof Gone) return sweepNow();
+      throw error;
+    });
     const { deleted, bytesDeleted, kept } = result;
     say(`${deleted} objects deleted, ${formatSize(bytesDeleted)}; ${kept} kept`, result);
     return 0;

@@ -721,11 +721,21 @@ export class S3Disk implements BlockStore {
     });
   }
 
-  /** Deletes what nobody needs, by looking at every object's name. */
+  /**
+   * Deletes what nobody needs, by looking at every object's name.
+   * @throws DiskError `fenced`, `damaged`; ObjectStoreError
+   */
   collect(onProgress?: (deleted: number) => void): Promise<SweepResult> {
-    return this.#inTurn(() =>
-      sweep(this.#requests, this.#codec, this.prefix, this.record, this.manifest, onProgress),
-    );
+    return this.#inTurn(async () => {
+      const { manifest, record, prefix } = this;
+      try {
+        return await sweep(this.#requests, this.#codec, prefix, record, manifest, onProgress);
+      } catch (error) {
+        if (!(error instanceof Gone)) throw error;
+        await this.#log?.probe();
+        throw this.failure ?? damaged(error.key, 'it is missing');
+      }
+    });
   }
 
   statistics(): DiskStatistics {

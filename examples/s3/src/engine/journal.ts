@@ -53,6 +53,8 @@ interface Owner {
   readonly disk: string;
   readonly writer: string;
   readonly epoch: number;
+  /** Slot of its claim. */
+  readonly claim: number;
   /** Number of the first entry: numbers are nonces and never come twice. */
   readonly first: number;
 }
@@ -169,7 +171,7 @@ export class Journal {
    */
   check(state: DiskState, discard: boolean): void {
     this.#claims = state.claims.length;
-    const lacking = this.#lacking(state.slot);
+    const lacking = this.#lacking(state);
     if (lacking.length === 0 || discard) {
       if (this.#found !== undefined) (this.#found.changes as Found[]).length = 0;
       return;
@@ -185,8 +187,13 @@ export class Journal {
     }
   }
 
-  #lacking(slot: number): readonly Found[] {
-    return (this.#found?.changes ?? []).filter((change) => change.slot >= slot);
+  /** A writer's segments count up to the claim of the next one. */
+  #lacking({ slot, claims }: DiskState): readonly Found[] {
+    if (this.#found === undefined) return [];
+    const { owner, changes } = this.#found;
+    if (owner.disk !== this.#disk.id) return changes;
+    const end = claims.find((claim) => claim > owner.claim) ?? slot;
+    return changes.filter((change) => change.slot >= end);
   }
 
   /**
@@ -214,7 +221,7 @@ export class Journal {
     }
     if (count > 0) await settle();
     const { epoch, writer } = claimed;
-    this.#owner = { disk: this.#disk.id, writer, epoch, first: 0 };
+    this.#owner = { disk: this.#disk.id, writer, epoch, claim: before, first: 0 };
     this.#empty();
     return count;
   }

@@ -35,6 +35,8 @@ export interface DiskRecord {
 /** Keeps what a manifest and the log up to a slot need. */
 export interface Pin {
   readonly name: string;
+  /** Tells it from another of the same name: a PUT that is in doubt is looked at. */
+  readonly id: string;
   readonly kind: 'snapshot' | 'clone';
   /** Manifest. */
   readonly n: number;

@@ -103,7 +103,7 @@ export class Requests {
     this.clock = clock;
     this.log = log;
     this.#patience = patience;
-    // Every request under way listens to it.
+    // Every request and every wait under way listens.
     setMaxListeners(0, this.#closing.signal);
   }
 

@@ -4,6 +4,7 @@
  * A pin is good if no manifest newer than the one it names had appeared when it was there: whoever makes
  * one lists the pins before deleting anything. If one had, the pin is taken back and made anew.
  */
+import { randomBytes } from 'node:crypto';
 import { DiskError } from './errors.js';
 import { pinName } from './names.js';
 import { type DiskState, listManifests, loadState, type OpeningParts } from './opening.js';
@@ -18,7 +19,9 @@ export type PinPurpose = Pick<Pin, 'name' | 'kind' | 'clone'>;
 export function pinOf(state: DiskState, purpose: PinPurpose, end: number): Pin {
   const { n, epoch, cut } = state.manifest;
   const { size } = state.image;
-  return { ...purpose, n, epoch, from: cut, to: end, size, created: new Date().toISOString() };
+  const id = randomBytes(8).toString('hex');
+  const created = new Date().toISOString();
+  return { ...purpose, id, n, epoch, from: cut, to: end, size, created };
 }
 
 /**

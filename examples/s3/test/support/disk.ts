@@ -85,7 +85,8 @@ export async function failure(run: () => unknown): Promise<Error & Record<string
 /** The code of what is behind a sense error. */
 export async function causeOf(run: () => unknown): Promise<unknown> {
   const error = await failure(run);
-  return ((error.cause ?? error) as { code?: unknown }).code;
+  const known = error['code'] === 'ERR_TCMU_SENSE' ? error.cause : error;
+  return (known as { code?: unknown }).code;
 }
 
 type Change =
@@ -124,6 +125,18 @@ export class Model {
 
   now(): Buffer {
     return this.#changes.reduce(apply, Buffer.from(this.#base) as Buffer);
+  }
+
+  /** Whether the disk has ever been `found`. */
+  holds(found: Buffer): boolean {
+    let state: Buffer<ArrayBufferLike> = Buffer.from(this.#base);
+    return (
+      state.equals(found) ||
+      this.#changes.some((change) => {
+        state = apply(state, change);
+        return state.equals(found);
+      })
+    );
   }
 
   /**

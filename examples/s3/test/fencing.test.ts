@@ -1,0 +1,206 @@
+/** Two writers on one disk: the store decides, and the older one is out. */
+import { describe, expect, it } from 'vitest';
+import type { S3Disk } from '../src/s3-disk.js';
+import { causeOf, create, failure, KiB, MiB, Model, open, readAll, write } from './support/disk.js';
+import { MemoryBucket } from './support/memory-objects.js';
+import { randomNumbers } from './support/random.js';
+
+const block = (value: number): Buffer => Buffer.alloc(4 * KiB, value);
+
+async function bucketWithDisk(): Promise<MemoryBucket> {
+  const bucket = new MemoryBucket();
+  await create(bucket.connect());
+  return bucket;
+}
+
+describe('a second writer', () => {
+  it('ends the first one’s flushes and writes, and sees only what was flushed', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1));
+    await write(first, 0, block(1), true);
+    await write(first, 4096, block(2));
+    const second = await open(bucket.connect(2));
+    expect(second.epoch).toBe(2);
+    const seen = await readAll(second, 0, 8192);
+    expect(seen.equals(Buffer.concat([block(1), block(0)]))).toBe(true);
+    await write(second, 0, block(3), true);
+    expect(await causeOf(() => first.flush())).toBe('ERR_TCMU_S3_FENCED');
+    expect(await causeOf(() => write(first, 0, block(4)))).toBe('ERR_TCMU_S3_FENCED');
+    expect(await causeOf(() => first.unmap(0, 4096))).toBe('ERR_TCMU_S3_FENCED');
+    expect(await causeOf(() => first.resize(2 * MiB))).toBe('ERR_TCMU_S3_FENCED');
+    expect(await failure(() => first.flush())).toMatchObject({ key: 2, asc: 4, ascq: 3 });
+    await first.close();
+    await second.close();
+    const third = await open(bucket.connect(3));
+    expect((await readAll(third, 0, 4096)).equals(block(3))).toBe(true);
+    await third.close();
+  });
+
+  it('is noticed by a writer that has nothing to write', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1), { watchMs: 1000 });
+    const second = await open(bucket.connect(2));
+    await expect.poll(() => first.failure?.code).toBe('ERR_TCMU_S3_FENCED');
+    await second.close();
+    await first.close();
+  });
+
+  it('does not lose its objects to the first one’s checkpoints and collections', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1));
+    for (let i = 0; i < 16; i++) await write(first, i * 16 * KiB, block(i + 1));
+    await first.checkpoint();
+    const second = await open(bucket.connect(2));
+    const before = await readAll(second);
+    await write(second, 0, block(99));
+    await second.checkpoint();
+    await write(first, 32 * KiB, block(77));
+    expect(await causeOf(() => first.checkpoint())).toBe('ERR_TCMU_S3_FENCED');
+    expect(await causeOf(() => first.collect())).toBe('ERR_TCMU_S3_FENCED');
+    block(99).copy(before);
+    expect((await readAll(second)).equals(before)).toBe(true);
+    await second.close({ discard: true });
+    const third = await open(bucket.connect(3));
+    expect((await readAll(third)).equals(before)).toBe(true);
+    await third.close();
+    await first.close();
+  });
+
+  it.each(Array.from({ length: 12 }, (_, i) => i + 1))(
+    'gets in while the first one writes as fast as it can (seed %i)',
+    async (seed) => {
+      const bucket = await bucketWithDisk();
+      const random = randomNumbers(seed);
+      const writers: S3Disk[] = [];
+      const flushed: { writer: number; value: number }[] = [];
+      let value = 0;
+      const hammer = async (disk: S3Disk, writer: number): Promise<void> => {
+        for (;;) {
+          const mine = ++value;
+          const bytes = Buffer.alloc(4096);
+          bytes.writeUInt32LE(mine);
+          bytes.writeUInt32LE(writer, 4);
+          try {
+            await write(disk, Math.floor(random() * 256) * 4096, Buffer.alloc(4096, 1));
+            await write(disk, 0, bytes);
+            await disk.flush();
+          } catch {
+            return;
+          }
+          flushed.push({ writer, value: mine });
+        }
+      };
+      const hammering: Promise<void>[] = [];
+      for (let i = 0; i < 4; i++) {
+        const disk = await open(bucket.connect(seed * 10 + i), { uploads: 16 });
+        // Whatever was flushed before it was open is in it.
+        const seen = (await readAll(disk, 0, 4096)).readUInt32LE();
+        expect(seen).toBeGreaterThanOrEqual(flushed.at(-1)?.value ?? 0);
+        const from = flushed.length;
+        writers.push(disk);
+        hammering.push(hammer(disk, i));
+        for (let turn = 0; turn < 60; turn++) await new Promise((r) => setImmediate(r));
+        // Nobody but the newest has flushed anything since.
+        for (const { writer } of flushed.slice(from)) expect(writer).toBe(i);
+      }
+      const last = writers.pop() as S3Disk;
+      await last.close({ discard: true });
+      await Promise.all(hammering);
+      for (const disk of writers) expect(disk.failure?.code).toBe('ERR_TCMU_S3_FENCED');
+      for (const disk of writers) await disk.close();
+    },
+  );
+
+  it.each([1, 2, 3, 4, 5, 6])('races others, and one of them is left (seed %i)', async (seed) => {
+    const bucket = await bucketWithDisk();
+    const opened = await Promise.all([0, 1, 2, 3].map((i) => open(bucket.connect(seed * 10 + i))));
+    const epochs = opened.map(({ epoch }) => epoch);
+    expect(new Set(epochs).size).toBe(4);
+    const newest = opened[epochs.indexOf(Math.max(...epochs))] as S3Disk;
+    for (const [i, disk] of opened.entries()) {
+      const flushed = write(disk, 0, block(i + 1), true).then(
+        () => true,
+        () => false,
+      );
+      expect(await flushed).toBe(disk === newest);
+    }
+    for (const disk of opened) await disk.close();
+  });
+});
+
+describe('a late request of an old writer', () => {
+  it('changes nothing, whatever slot it fills', async () => {
+    const bucket = await bucketWithDisk();
+    const model = new Model(MiB);
+    const slow = bucket.connect(1);
+    const first = await open(slow, { uploads: 16, dirtyLimit: MiB });
+    await write(first, 0, block(1), true);
+    model.note({ kind: 'data', position: 0, bytes: block(1) });
+    // From now on its segments are held back, all but the later ones.
+    const held: string[] = [];
+    bucket.fate = (operation, key) => {
+      if (operation !== 'put' || !key.includes('/s/') || held.length >= 3) return 'good';
+      held.push(key);
+      return 'hang';
+    };
+    for (let i = 0; i < 40; i++) await write(first, (i + 1) * 4096, block(9));
+    const waiting = first.flush().catch(() => {});
+    await expect.poll(() => held.length).toBe(3);
+    for (let turn = 0; turn < 50; turn++) await new Promise((r) => setImmediate(r));
+    const later = bucket.keys().filter((key) => key.includes('/s/'));
+    expect(later.length).toBeGreaterThan(2);
+    const second = await open(bucket.connect(2));
+    expect(model.recover(await readAll(second))).toBeDefined();
+    await write(second, 8192, block(5), true);
+    await second.checkpoint();
+    await second.close();
+    const third = await open(bucket.connect(3));
+    const expected = Buffer.alloc(MiB);
+    block(1).copy(expected);
+    block(5).copy(expected, 8192);
+    expect((await readAll(third)).equals(expected)).toBe(true);
+    await third.close();
+    await first.close({ discard: true });
+    await waiting;
+  });
+
+  it('is stopped by the claim even after everything around that was collected', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1));
+    await write(first, 0, block(1), true);
+    const second = await open(bucket.connect(2));
+    for (let i = 0; i < 64; i++) {
+      await write(second, i * 8192, block(i + 1), true);
+      if (i % 8 === 0) await second.checkpoint();
+    }
+    await second.checkpoint();
+    await second.collect();
+    await write(first, 0, block(7));
+    expect(await causeOf(() => first.flush())).toBe('ERR_TCMU_S3_FENCED');
+    await second.close();
+    await first.close();
+  });
+});
+
+describe('a store that ignores conditions', () => {
+  it('is refused for writing, served read-only, and taken when told so by name', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect());
+    await write(first, 0, block(1), true);
+    await first.close();
+    bucket.conditional = false;
+    expect(await causeOf(() => open(bucket.connect()))).toBe('ERR_TCMU_S3_NO_FENCING');
+    expect(bucket.keys().filter((key) => key.includes('probe'))).toEqual([]);
+    const follower = await open(bucket.connect(), { mode: 'follow' });
+    expect((await readAll(follower, 0, 4096)).equals(block(1))).toBe(true);
+    await follower.close();
+    const forced = await open(bucket.connect(), { fencing: 'none' });
+    await write(forced, 0, block(2), true);
+    // Better than nothing: a rival that has been there for a while is seen.
+    const rival = await open(bucket.connect(), { fencing: 'none' });
+    await write(forced, 0, block(3));
+    expect(await causeOf(() => forced.flush())).toBe('ERR_TCMU_S3_FENCED');
+    await rival.close();
+    await forced.close();
+  });
+});

@@ -1,0 +1,149 @@
+/** What is on this host: the journal, which makes flushes cheap, and the cache file, which may lose anything. */
+import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { causeOf, create, KiB, MiB, Model, open, readAll, write } from './support/disk.js';
+import { MemoryBucket } from './support/memory-objects.js';
+import { randomNumbers } from './support/random.js';
+
+const dir = mkdtempSync(join(tmpdir(), 'tcmu-s3-local-'));
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+const block = (value: number): Buffer => Buffer.alloc(4 * KiB, value);
+
+describe('the journal', () => {
+  it.each([
+    [1, undefined],
+    [2, undefined],
+    [3, () => Buffer.alloc(32, 1)],
+    [4, () => Buffer.alloc(32, 1)],
+  ])(
+    'keeps what was flushed through every crash (seed %i)',
+    async (seed, key) => {
+      const random = randomNumbers(seed);
+      const journal = join(dir, `journal-${seed}`);
+      const bucket = new MemoryBucket();
+      await create(bucket.connect(), { key });
+      const model = new Model(MiB);
+      for (let life = 0; life < 12; life++) {
+        const client = bucket.connect(seed * 100 + life);
+        const disk = await open(client, { key, journal });
+        const survived = model.recover(await readAll(disk));
+        if (survived === undefined) expect.fail(`life ${life}: no state that it may be in`);
+        let left = 5 + Math.floor(random() * 30);
+        client.onRequest = () => {
+          if (--left === 0) client.kill(random());
+        };
+        for (let i = 0; i < 40; i++) {
+          const position = Math.floor(random() * 256) * 4096;
+          let change: Promise<void>;
+          if (random() < 0.15) {
+            model.note({ kind: 'zero', position, length: 4096 });
+            change = disk.unmap(position, 4096);
+          } else {
+            const bytes = block(1 + Math.floor(random() * 255));
+            model.note({ kind: 'data', position, bytes });
+            change = write(disk, position, bytes);
+          }
+          // Without the bucket the buffer fills up, and then nothing goes on.
+          const full = new Promise((resolve) => setTimeout(resolve, 200, 'full'));
+          if ((await Promise.race([change, full])) === 'full') break;
+          if (random() < 0.3) {
+            const certain = model.changes;
+            // Without the bucket.
+            await disk.flush();
+            model.certain(certain);
+          }
+        }
+        client.kill(random());
+        for (let i = 0; i < 8; i++) await new Promise((resolve) => setImmediate(resolve));
+      }
+      expect(statSync(journal).mode & 0o077).toBe(0);
+      if (key !== undefined) expect(readFileSync(journal).includes(block(7))).toBe(false);
+    },
+    60_000,
+  );
+
+  it('is refused when another writer has been there, and thrown away by order only', async () => {
+    const journal = join(dir, 'stale');
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const client = bucket.connect();
+    const disk = await open(client, { journal });
+    client.kill(0);
+    await write(disk, 0, block(1));
+    await disk.flush();
+    const other = await open(bucket.connect());
+    await write(other, 0, block(2), true);
+    await other.close();
+    const epochs = (): number => bucket.keys().filter((key) => key.includes('/s/')).length;
+    const before = epochs();
+    expect(await causeOf(() => open(bucket.connect(), { journal }))).toBe('ERR_TCMU_S3_JOURNAL');
+    expect(epochs()).toBe(before);
+    const again = await open(bucket.connect(), { journal, discardJournal: true });
+    expect((await readAll(again, 0, 4096)).equals(block(2))).toBe(true);
+    await again.close();
+  });
+
+  it('ends at an entry that is cut, and is no place for other files', async () => {
+    const journal = join(dir, 'cut');
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const client = bucket.connect();
+    const disk = await open(client, { journal });
+    client.kill(0);
+    for (let i = 0; i < 3; i++) {
+      await write(disk, i * 4096, block(i + 1));
+      await disk.flush();
+    }
+    truncateSync(journal, statSync(journal).size - 1);
+    const again = await open(bucket.connect(), { journal });
+    const seen = await readAll(again, 0, 12288);
+    expect([seen[0], seen[4096], seen[8192]]).toEqual([1, 2, 0]);
+    await again.close();
+    writeFileSync(join(dir, 'letter'), 'Dear Sir,\n');
+    const wrong = { journal: join(dir, 'letter') };
+    expect(await causeOf(() => open(bucket.connect(), wrong))).toBe('ERR_TCMU_S3_JOURNAL');
+    expect(readFileSync(join(dir, 'letter'), 'utf8')).toBe('Dear Sir,\n');
+  });
+});
+
+describe('the cache file', () => {
+  it.each([undefined, () => Buffer.alloc(32, 1)])(
+    'spares requests after a restart, and is not believed when it is wrong (key: %s)',
+    async (key) => {
+      const cacheFile = join(dir, `cache-${key === undefined}`);
+      const bucket = new MemoryBucket();
+      await create(bucket.connect(), { key });
+      const disk = await open(bucket.connect(), { key });
+      for (let i = 0; i < 256; i++) await write(disk, i * 4096, Buffer.alloc(4096, `block ${i} `));
+      await disk.checkpoint();
+      const expected = await readAll(disk);
+      await disk.close();
+      const options = { mode: 'follow', key, cacheFile, cacheFileSize: 4 * MiB } as const;
+      const read = async (): Promise<{ gets: number; hits: number }> => {
+        const reader = await open(bucket.connect(), { ...options, readAhead: false });
+        const before = reader.statistics().gets;
+        for (let at = 0; at < MiB; at += 64 * KiB) {
+          const bytes = await readAll(reader, at, 64 * KiB);
+          expect(bytes.equals(expected.subarray(at, at + 64 * KiB))).toBe(true);
+        }
+        const { gets, cacheFileHits } = reader.statistics();
+        await reader.close();
+        return { gets: gets - before, hits: cacheFileHits };
+      };
+      const cold = await read();
+      const warm = await read();
+      expect(cold.hits).toBe(0);
+      expect(warm.hits).toBeGreaterThan(128);
+      expect(warm.gets).toBeLessThan(cold.gets);
+      const file = readFileSync(cacheFile);
+      if (key !== undefined) expect(file.includes('block 7 ')).toBe(false);
+      for (let at = 100; at < file.length; at += 3000) file[at] = (file[at] as number) ^ 1;
+      writeFileSync(cacheFile, file);
+      await read();
+      truncateSync(cacheFile, 1000);
+      await read();
+    },
+  );
+});

@@ -414,7 +414,7 @@ class Check {
       throw new QcowError(
         'ERR_TCMU_QCOW_CORRUPT',
         `${this.#hopeless} entries can't be right, and what they stood for can't be found: ${this.result.messages[0]}; copy what can be read into a new image`,
-        { path: file.path, operation: 'repair' },
+        { path: file.path, operation: 'repair', structure: 'mapping' },
       );
     }
     const header = this.#header;

@@ -74,6 +74,8 @@ export async function readHeader(file: HostFile): Promise<Header> {
   await file.read(start, 0);
   if (versionOf(start) === undefined || start.length < 72) {
     throw new QcowError('ERR_TCMU_QCOW_FORMAT', 'it is no qcow image: the magic is missing', {
+      structure: 'header',
+      offset: 0,
       path: file.path,
     });
   }

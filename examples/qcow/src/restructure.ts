@@ -112,6 +112,9 @@ export async function restructure(work: Restructuring): Promise<Restructured> {
   return { l1: work.l1, refcountTable, snapshotTableLength: snapshotBytes.length, freed };
 }
 
+/** Bytes between the end of a file and the last cluster that is counted: a crash leaves no more. */
+const MOST_BEHIND = 32 * 1024 * 1024;
+
 /** The first cluster behind all that is in the file or counted. */
 async function firstUnused({ file, geometry, deltas, stored }: Restructuring): Promise<number> {
   const { clusterSize, refcountsPerBlock, refcountBits } = geometry;
@@ -124,9 +127,16 @@ async function firstUnused({ file, geometry, deltas, stored }: Restructuring): P
     await file.read(block, offset);
     const view = new DataView(block.buffer);
     for (let i = refcountsPerBlock - 1; i >= 0; i--) {
-      if (readRefcount(view, i, refcountBits) !== 0) {
-        return Math.max(atLeast, index * refcountsPerBlock + i + 1);
+      if (readRefcount(view, i, refcountBits) === 0) continue;
+      const end = index * refcountsPerBlock + i + 1;
+      if ((end - atLeast) * clusterSize > MOST_BEHIND) {
+        throw new QcowError(
+          'ERR_TCMU_QCOW_CORRUPT',
+          `it counts cluster 0x${((end - 1) * clusterSize).toString(16)} as used, far behind the end of the file; repair leaks first`,
+          { path: file.path, structure: 'refcount block', offset },
+        );
       }
+      return Math.max(atLeast, end);
     }
   }
   return atLeast;
@@ -168,27 +178,55 @@ async function setFlags(
   const l1View = new DataView(l1.buffer, l1.byteOffset, l1.byteLength);
   const table = new Uint8Array(clusterSize);
   const view = new DataView(table.buffer);
-  for (let i = 0; i < l1.length; i += 8) {
-    const offset = entryOffset(l1View, i);
-    if (offset === 0) continue;
-    await file.read(table, offset);
-    let changed = false;
-    for (let at = 0; at < clusterSize && !dataFile; at += l2EntrySize) {
-      const high = view.getUint32(at);
-      const host = entryOffset(view, at);
-      if ((high & COMPRESSED) !== 0 || host === 0) continue;
-      const copied = (await finalCount(work, host / clusterSize)) === 1;
-      if (copied === ((high & COPIED) !== 0)) continue;
-      view.setUint32(at, (copied ? high | COPIED : high & ~COPIED) >>> 0);
-      changed = true;
-    }
-    if (changed) {
-      deltas.add(offset / clusterSize, -1);
-      putEntry(l1View, i, await writeTable(table), true);
-    } else {
-      putEntry(l1View, i, offset, (await finalCount(work, offset / clusterSize)) === 1);
+  const made = new Set<number>();
+  for (let again = true; again; ) {
+    again = false;
+    for (let i = 0; i < l1.length; i += 8) {
+      const offset = entryOffset(l1View, i);
+      if (offset === 0) continue;
+      await file.read(table, offset);
+      let changed = false;
+      for (let at = 0; at < clusterSize && !dataFile; at += l2EntrySize) {
+        const high = view.getUint32(at);
+        const host = entryOffset(view, at);
+        if ((high & COMPRESSED) !== 0 || host === 0) continue;
+        checkCluster(file, geometry, host / clusterSize, offset + at);
+        const copied = (await finalCount(work, host / clusterSize)) === 1;
+        if (copied === ((high & COPIED) !== 0)) continue;
+        view.setUint32(at, (copied ? high | COPIED : high & ~COPIED) >>> 0);
+        changed = true;
+      }
+      if (!changed) {
+        putEntry(l1View, i, offset, (await finalCount(work, offset / clusterSize)) === 1);
+      } else if (made.has(offset)) {
+        await file.write(table, offset);
+      } else {
+        deltas.add(offset / clusterSize, -1);
+        const moved = await writeTable(table);
+        made.add(moved);
+        putEntry(l1View, i, moved, true);
+        // A damaged image may map guest data to the old table, which has one reference less now. In one
+        // that is not being repaired the worst of that is a copy more.
+        again = work.stored === undefined;
+      }
     }
   }
+}
+
+/** @throws QcowError `ERR_TCMU_QCOW_CORRUPT` for an L2 entry that points to no cluster of the file */
+function checkCluster(
+  file: HostFile,
+  { clusterSize }: Geometry,
+  cluster: number,
+  offset: number,
+): void {
+  const host = cluster * clusterSize;
+  if (Number.isInteger(cluster) && host < file.size()) return;
+  throw new QcowError(
+    'ERR_TCMU_QCOW_CORRUPT',
+    `it points to 0x${host.toString(16)}, where the file of ${file.size()} bytes has no cluster`,
+    { path: file.path, structure: 'L2 table entry', offset },
+  );
 }
 
 /** Places for every refcount block that changes, and for the table; what that takes is counted, too. */
@@ -287,7 +325,10 @@ export async function countTree(
     deltas.add(offset / clusterSize, delta);
     await file.read(table, offset);
     for (let at = 0; at < clusterSize; at += l2EntrySize) {
-      eachReference(view, at, geometry, (cluster) => deltas.add(cluster, delta));
+      eachReference(view, at, geometry, (cluster) => {
+        if (!geometry.dataFile) checkCluster(file, geometry, cluster, offset + at);
+        deltas.add(cluster, delta);
+      });
     }
   }
 }

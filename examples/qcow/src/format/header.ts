@@ -119,6 +119,8 @@ export function parseHeader(bytes: Uint8Array, path: string): Header {
   };
   if (bytes.length < V2_LENGTH || versionOf(bytes) === undefined) {
     throw new QcowError('ERR_TCMU_QCOW_FORMAT', 'it is no qcow image: the magic is missing', {
+      structure: 'header',
+      offset: 0,
       path,
     });
   }

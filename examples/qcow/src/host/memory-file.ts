@@ -59,7 +59,8 @@ export class MemoryFile implements HostFile {
   }
 
   discard(position: number, length: number): void {
-    this.#bytes.fill(0, position, Math.min(position + length, this.#size));
+    const end = Math.min(position + length, this.#size);
+    this.#bytes.fill(0, Math.min(position, end), end);
   }
 
   flush(): void {}

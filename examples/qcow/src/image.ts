@@ -242,9 +242,10 @@ export class QcowImage implements Layer {
       const slice = mapping.lookup(position);
       if (!(slice instanceof Promise)) {
         mapping.resolve(slice, position, data.length);
-        if (mapping.kind === Kind.DATA && mapping.copied && mapping.length === data.length) {
-          const { host } = mapping;
-          this.#writer.checkPlace(host, data.length);
+        const { host } = mapping;
+        const inPlace =
+          mapping.kind === Kind.DATA && mapping.copied && mapping.length === data.length;
+        if (inPlace && this.#writer.isDataPlace(host, data.length)) {
           return this.#acknowledged(this.inFlight.track(this.#data.write(data, host, position)));
         }
       }

@@ -115,7 +115,7 @@ export class Writer {
         );
         const { host, length } = piece;
         if (piece.way === 'in place') {
-          this.checkPlace(host, length);
+          this.#checkPlace(host, length);
           const written = this.#parts.data.write(data.slice(at, at + length), host, here);
           if (written instanceof Promise) pending.push(written);
           at += length;
@@ -176,19 +176,21 @@ export class Writer {
     if (old !== 0) sync.free(old / clusterSize);
   }
 
-  /** Refuses to write data over metadata, which only a damaged image can ask for. */
-  checkPlace(host: number, length: number): void {
-    const { geometry, refcounts, mapping } = this.#parts;
-    if (geometry.dataFile) return;
+  /** Whether guest data may be written to a place that an entry names: only damaged images name others. */
+  isDataPlace(host: number, length: number): boolean {
+    const { geometry, refcounts } = this.#parts;
+    if (geometry.dataFile) return true;
     const { clusterSize } = geometry;
     for (let at = host - (host % clusterSize); at < host + length; at += clusterSize) {
-      if (at === 0 || refcounts.metadata.has(at / clusterSize)) {
-        throw mapping.corrupt('L2 table', at, 'an entry maps a guest cluster to metadata');
-      }
+      if (at === 0 || refcounts.metadata.has(at / clusterSize)) return false;
     }
-    if (refcounts.isFresh(host + length - 1)) {
-      throw mapping.corrupt('L2 table', host, 'an entry points behind the end of the file');
-    }
+    return !refcounts.isFresh(host + length - 1);
+  }
+
+  #checkPlace(host: number, length: number): void {
+    if (this.isDataPlace(host, length)) return;
+    const problem = 'an entry maps a guest cluster to metadata, or behind the end of the file';
+    throw this.#parts.mapping.corrupt('L2 table', host, problem);
   }
 
   /** How the piece at `position` is to be written. */
@@ -292,7 +294,7 @@ export class Writer {
     const { clusterSize, subclusterSize } = geometry;
     const cluster = Math.floor(position / clusterSize);
     const length = Math.min(data.length, (cluster + 1) * clusterSize - position);
-    this.checkPlace(host, length);
+    this.#checkPlace(host, length);
     const [start, stop] = await this.#writePadded({
       position,
       data: data.slice(0, length),

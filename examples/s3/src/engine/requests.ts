@@ -32,7 +32,8 @@ export const systemClock: Clock = {
   sleep: (ms, signal) =>
     new Promise((resolve) => {
       if (signal?.aborted) return resolve();
-      const timer = setTimeout(done, ms);
+      // setTimeout takes no more than 31 bits of milliseconds, and anything above for none.
+      const timer = setTimeout(done, Math.min(ms, 2 ** 31 - 1));
       function done(): void {
         clearTimeout(timer);
         signal?.removeEventListener('abort', done);

@@ -24,7 +24,8 @@ export type Subject = keyof typeof subjects;
 
 export interface Job {
   name: string;
-  rw: 'randread' | 'randwrite' | 'read' | 'write';
+  /** `write:60k`: 60 KiB are left out between writes. */
+  rw: 'randread' | 'randwrite' | 'read' | 'write' | 'write:60k';
   blockSize: number;
   depth: number;
 }
@@ -48,7 +49,7 @@ export const jobs: readonly Job[] = (
   depth,
 }));
 
-const metrics = {
+export const metrics = {
   iops: { name: 'iops', unit: '1/s', better: 'higher' },
   throughput: { name: 'throughput', unit: 'MB/s', better: 'higher' },
   p99: { name: 'p99', unit: 'µs', better: 'lower' },
@@ -78,8 +79,17 @@ export interface Plan {
   subjects: readonly Subject[];
   rounds: number;
   sizeMb: number;
+  /** What the disks are made of; `make_image` in guest.sh. Default `raw`. */
+  image?: 'raw' | 'allocated' | 'chain';
+  /** The example under test, and what its command line takes before the image. Default: the file example. */
+  example?: { dir: string; arguments: readonly string[] };
   onProgress: (text: string) => void;
 }
+
+/** Nobody writes to a chain here: it would become an image of its own. */
+const warmUp = { raw: 'randrw', allocated: 'randrw', chain: 'randread' };
+
+const fileExample = { dir: 'examples/file', arguments: [] };
 
 /** What differs between the settings. Instruction counts hardly vary, so few and short rounds do. */
 const runs = {
@@ -95,7 +105,9 @@ export async function measure(setting: Setting, plan: Plan): Promise<Sample[]> {
   try {
     const result = await boot(setting, plan, outDir);
     const failure = /^bench: failed: ([\s\S]*)/m.exec(result.output)?.[1];
-    if (failure !== undefined) throw new Error(`${setting}: ${failure.trimEnd()}`);
+    if (failure !== undefined) {
+      throw new Error(`${setting}: ${failure.trimEnd()}\n${lastLines(result.output)}`);
+    }
     if (result.exitCode !== 0 || !result.output.includes('bench: finished')) {
       const why = result.timedOut ? 'it ran out of time' : `exit code ${result.exitCode ?? 'none'}`;
       const tails = [result.output, result.kernelLog].map(lastLines);
@@ -114,7 +126,9 @@ function lastLines(text: string): string {
 
 async function boot(setting: Setting, plan: Plan, outDir: string): Promise<VmResult> {
   const { rounds, runtime, minutes } = runs[setting];
-  const cli = join(plan.root, 'examples/file/dist/cli.js');
+  const { image = 'raw', example = fileExample } = plan;
+  const dist = join(plan.root, example.dir, 'dist');
+  const command = [process.execPath, join(dist, 'cli.js'), ...example.arguments].join(' ');
   const options: VmOptions = {
     command: ['bash', join(plan.root, 'bench/guest.sh')],
     cwd: plan.root,
@@ -130,7 +144,9 @@ async function boot(setting: Setting, plan: Plan, outDir: string): Promise<VmRes
       JOBS: plan.jobs
         .map(({ name, rw, blockSize, depth }) => `${name} ${rw} ${blockSize} ${depth}`)
         .join('\n'),
-      OURS: `${process.execPath} ${cli} PATH --name bench --max-sectors 2048 --nice 10 --export loopback`,
+      OURS: `${command} PATH --name bench --max-sectors 2048 --nice 10 --export loopback`,
+      IMAGE: image,
+      WARM_UP: warmUp[image],
       COUNT: setting === 'icount' ? '1' : '0',
     },
     onLine: (line) => {
@@ -144,8 +160,9 @@ async function boot(setting: Setting, plan: Plan, outDir: string): Promise<VmRes
     '/usr/bin/tcmu-runner',
     '/usr/bin/dbus-daemon',
     ...glob('/usr/lib/x86_64-linux-gnu/tcmu-runner'),
+    ...(image === 'raw' ? [] : ['/usr/bin/qemu-img', '/usr/bin/qemu-io']),
     join(plan.root, 'dist'),
-    join(plan.root, 'examples/file/dist'),
+    dist,
     join(plan.root, 'build/addon/Release/tcmu.node'),
   ].filter((path) => existsSync(path));
   return runQemu({ ...options, icount: true, hot, cacheDir: join(plan.root, 'build/vm') });

@@ -2,8 +2,8 @@
 # Runs inside a test kernel: makes one disk per subject, and measures them with fio in turn.
 #
 # Contract with guest.ts: the environment gives SUBJECTS, ROUNDS, RUNTIME (milliseconds), SIZE_MB, JOBS (lines of
-# `name rw block-size depth`), OURS (command line of our handler, PATH standing for the file) and COUNT (1: also count system calls and
-# switches with the kernel's tracepoints). Each measurement is a file of /run/out, named <round>.<job>.<subject> with the
+# `name rw block-size depth`), OURS (command line of our handler, PATH standing for the file), IMAGE (what that file is, see
+# make_image), WARM_UP (what is run before measuring, as fio spells it) and COUNT (1: also count system calls and switches with the kernel's tracepoints). Each measurement is a file of /run/out, named <round>.<job>.<subject> with the
 # ending .json (fio's report), .switches (commands and context switches before, and after) or .trace.*. Lines starting with `bench: ` report progress, the last line
 # `bench: failed: …` says what went wrong. The machine is thrown away afterwards, so what is made here is not undone.
 set -u
@@ -72,9 +72,23 @@ start_ours() {
   [ -n "${disk[ours]}" ] || fail "our handler: $(tail -n 30 /run/ours.log)"
 }
 
+# The disk's content: `raw` a file of zeros; or a qcow2 image, `allocated` all over, or `chain`, nothing over nothing
+# over an allocated one.
+make_image() {
+  local file=$1 size=$2 base=$1
+  case $IMAGE in
+    raw) dd if=/dev/zero of="$file" bs=1M count=$((size >> 20)) status=none ;;
+    allocated | chain)
+      [ "$IMAGE" = allocated ] || base=$file.base
+      qemu-img create -q -f qcow2 "$base" "$size" && qemu-io -f qcow2 -c "write -q -P 1 0 $size" "$base" || return
+      [ "$IMAGE" = allocated ] && return
+      qemu-img create -q -f qcow2 -b "$base" -F qcow2 "$file.middle" && qemu-img create -q -f qcow2 -b "$file.middle" -F qcow2 "$file" ;;
+  esac
+}
+
 start() {
   local subject=$1 queue limit
-  dd if=/dev/zero of="$files/$subject" bs=1M count="$SIZE_MB" status=none || fail "room for $files/$subject"
+  make_image "$files/$subject" $size || fail "room for $files/$subject"
   "start_$subject" "$files/$subject"
   await 10 "/dev/${disk[$subject]}" test -b "/dev/${disk[$subject]}"
   queue=/sys/block/${disk[$subject]}/queue
@@ -132,8 +146,8 @@ done
 
 # A just-in-time compiler needs its seconds; what is measured is the steady state, for all.
 for subject in "${subjects[@]}"; do
-  measure "$subject" /run/warm-up randrw 4k 1 1500
-  measure "$subject" /run/warm-up randrw 4k 32 1500
+  measure "$subject" /run/warm-up "$WARM_UP" 4k 1 1500
+  measure "$subject" /run/warm-up "$WARM_UP" 4k 32 1500
 done
 for ((round = 1; round <= ROUNDS; round++)); do
   while read -r job rw bs depth; do

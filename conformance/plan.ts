@@ -117,9 +117,9 @@ const configurations: Readonly<Record<string, readonly string[]>> = {
   ),
 };
 
-/** Left out of the shortened run: what waits, and what the kernel answers by itself. */
+/** Left out of the shortened run: what waits, what the kernel answers by itself, all but one form of a command. */
 const long =
-  /^(Prin|Prout|Reserve6|Sanitize|MultipathIO|PreventAllow|iSCSI(cmdsn|datasn)|CompareAndWrite$)/;
+  /^(Prin|Prout|Reserve6|Sanitize|MultipathIO|PreventAllow|iSCSI(cmdsn|datasn)|CompareAndWrite$|WriteSame10|Verify1[02]|WriteVerify1[02]|Read12|Write12)/;
 
 /** What `npm test` runs. */
 const short: Readonly<Record<string, readonly string[]>> = {

@@ -38,7 +38,11 @@ async function unit(
   store: BlockStore,
   options: Parameters<typeof openDevice>[1] = {},
 ): Promise<Unit> {
-  const device = await openDevice(store, { serial: `copy-${serial++}`, ...options });
+  const device = await openDevice(store, {
+    serial: `copy-${serial++}`,
+    copyGroup: 'all',
+    ...options,
+  });
   opened.push(device);
   const { data } = await run(device, CDB.inquiry(0x83), { in: 255 });
   return { device, store, naa: Buffer.from(data.subarray(8, 24)) };
@@ -248,6 +252,19 @@ describe('what cannot be copied', () => {
     const units = typeof what === 'string' ? [named] : what.map((one) => [...one]);
     const out = list1(units, [segment({ to: 0, blocks: 1, source: 0, target: 1 })]);
     expect((await copy(a, out)).outcome).toBe(outcome);
+  });
+
+  test('a unit of another group, or of none, is not reachable; the unit itself always is', async () => {
+    const a = await unit(noise(MiB));
+    for (const copyGroup of ['others', undefined]) {
+      const b = await unit(noise(MiB), { copyGroup });
+      for (const at of [a, b]) {
+        const out = list1([e4(a.naa), e4(b.naa)], [segment({ blocks: 1, source: 0, target: 1 })]);
+        expect((await copy(at, out)).outcome).toBe('a/d/2');
+      }
+      const own = list1([e4(b.naa)], [segment({ to: 0, blocks: 1, source: 0, target: 1 })]);
+      expect((await copy(b, own)).outcome).toBe('GOOD');
+    }
   });
 
   test('a closed unit is not reachable any more', async () => {

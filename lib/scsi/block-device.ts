@@ -46,6 +46,12 @@ export interface BlockDeviceOptions extends IdentityOptions {
    * information, which this device does not have, and libiscsi's suite can't take their usage maps.
    */
   longCommands?: boolean | undefined;
+  /**
+   * EXTENDED COPY may copy between the devices of this process that have the same group. TCMU does not say who
+   * sent a command: an initiator that may use one of them can read and write all of them by copies. Default:
+   * none, and a device copies only within itself.
+   */
+  copyGroup?: string | undefined;
   /** Where mode pages saved by MODE SELECT are kept. Default: nowhere, and saving is refused. */
   modePageStorage?: ModePageStorage | undefined;
   /**
@@ -103,6 +109,7 @@ export class BlockDevice implements CommandHandler {
       removable,
       maxTransferLength,
       longCommands: options.longCommands ?? false,
+      copyGroup: options.copyGroup,
       modePageStorage: options.modePageStorage,
       portGroups: options.portGroups ?? SINGLE_PORT_GROUP,
       nexuses: options.nexuses,

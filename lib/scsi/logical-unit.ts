@@ -65,6 +65,7 @@ export interface UnitOptions {
   readonly removable: boolean;
   readonly maxTransferLength: number;
   readonly longCommands: boolean;
+  readonly copyGroup: string | undefined;
   readonly modePageStorage: ModePageStorage | undefined;
   readonly portGroups: PortGroups;
   /** Names of the I_T nexuses there are now; undefined when nobody knows. */

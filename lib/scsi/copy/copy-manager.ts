@@ -1,6 +1,7 @@
 /**
  * Carries copies out between the logical units of one process, and remembers how they ended (SPC-4, copy
- * operations). Units find each other by their NAA name through a registry that open units are in.
+ * operations). Units of one copy group find each other by their NAA name; a unit without a group knows only
+ * itself. Who sent a command is not known here, so the group is what keeps an initiator of one disk from others.
  *
  * Blocks go from store to store in pieces of bounded memory: holes of the source are unmapped or zeroed in
  * the destination, what `copyFrom` can do is left to the destination's store, and only the rest is read and
@@ -22,22 +23,30 @@ import {
   OWN_UNIT,
 } from './parameter-list.js';
 
-/** Open units by NAA name; two devices over one disk may share a name. */
+/** Open units by copy group and NAA name; two devices over one disk may share a name. */
 const open = new Map<string, Set<LogicalUnit>>();
 
-/** Makes an open unit known to the copy managers of this process. */
+function keyOf(group: string, naa: string): string {
+  return `${naa} ${group}`;
+}
+
+/** Makes an open unit known to the copy managers of its group in this process. */
 export function registerUnit(unit: LogicalUnit): void {
-  const { naa } = unit.identity;
-  const units = open.get(naa);
-  if (units === undefined) open.set(naa, new Set([unit]));
+  const { copyGroup } = unit.options;
+  if (copyGroup === undefined) return;
+  const key = keyOf(copyGroup, unit.identity.naa);
+  const units = open.get(key);
+  if (units === undefined) open.set(key, new Set([unit]));
   else units.add(unit);
 }
 
 export function unregisterUnit(unit: LogicalUnit): void {
-  const { naa } = unit.identity;
-  const units = open.get(naa);
+  const { copyGroup } = unit.options;
+  if (copyGroup === undefined) return;
+  const key = keyOf(copyGroup, unit.identity.naa);
+  const units = open.get(key);
   units?.delete(unit);
-  if (units?.size === 0) open.delete(naa);
+  if (units?.size === 0) open.delete(key);
 }
 
 /** Bytes copied at a time, so that other commands and an abort come in between. */
@@ -191,8 +200,11 @@ export class CopyManager {
   /** The unit a descriptor names. */
   #resolve({ type, designator, blockSize }: CopyUnit): LogicalUnit {
     const naa = Buffer.from(designator).toString('hex');
-    const units = type === 3 ? open.get(naa) : undefined;
-    const unit = units?.has(this.#unit) ? this.#unit : units?.values().next().value;
+    const own = this.#unit;
+    const { copyGroup } = own.options;
+    const others = () =>
+      copyGroup === undefined ? undefined : open.get(keyOf(copyGroup, naa))?.values().next().value;
+    const unit = type !== 3 ? undefined : naa === own.identity.naa ? own : others();
     if (unit === undefined) throw sense.copyTargetNotReachable();
     if (blockSize !== unit.blockSize) throw sense.copyTargetNotReachable();
     return unit;

@@ -110,3 +110,39 @@ describe.each(KINDS)('a disk, %s', (_, options) => {
     await again.close();
   });
 });
+
+describe('a crash between a manifest and the record that declares it valid', () => {
+  it('leaves it unused: it may hold a later write and lack an earlier one', async () => {
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const client = bucket.connect();
+    const disk = await open(client);
+    const model = new Model(MiB);
+    const put = async (chunk: number, value: number): Promise<void> => {
+      const bytes = Buffer.alloc(4 * KiB, value);
+      model.note({ kind: 'data', position: chunk * 16 * KiB, bytes });
+      await write(disk, chunk * 16 * KiB, bytes);
+    };
+    for (let chunk = 0; chunk < 8; chunk++) await put(chunk, chunk + 1);
+    await disk.flush();
+    model.certain(model.changes);
+    // The first four are put together by now, the last is not; and the log ends here.
+    let begun = false;
+    bucket.fate = (operation, key) => {
+      if (operation !== 'put') return 'good';
+      if (key.includes('/c/') && !begun) {
+        begun = true;
+        void put(0, 100);
+        void put(7, 200);
+      }
+      return begun && key.includes('/s/') ? 'hang' : 'good';
+    };
+    disk.checkpoint().catch(() => {});
+    await expect.poll(() => bucket.keys('disks/d0/m/').length).toBe(1);
+    client.kill(0);
+    bucket.fate = () => 'good';
+    const again = await open(bucket.connect());
+    expect(model.recover(await readAll(again))).toBe(8);
+    await again.close();
+  });
+});

@@ -203,6 +203,27 @@ describe('a disk', () => {
     await disk.close();
   });
 
+  it('copies thin data to the end of the log rather than rewrite chunks for it', async () => {
+    const bucket = new MemoryBucket();
+    await create(bucket.connect(), { size: 64 * MiB, chunkSize: 128 * KiB, frameSize: 16 * KiB });
+    const disk = await open(bucket.connect());
+    const model = Buffer.alloc(64 * MiB);
+    for (let i = 0; i < 300; i++) {
+      // Much in a few chunks, a little in many.
+      const place = i % 10 === 0 ? 32 * MiB + i * 128 * KiB * 0.5 : (i % 64) * 4096;
+      const bytes = Buffer.alloc(4096, 1 + (i % 250));
+      await write(disk, place, bytes);
+      bytes.copy(model, place);
+    }
+    await disk.flush();
+    await expect.poll(() => disk.statistics().bytesRelocated).toBeGreaterThan(0);
+    expect((await readAll(disk)).equals(model)).toBe(true);
+    await disk.close();
+    const again = await open(bucket.connect());
+    expect((await readAll(again)).equals(model)).toBe(true);
+    await again.close();
+  });
+
   it('keeps memory within its bounds', async () => {
     const bucket = new MemoryBucket();
     await create(bucket.connect(), { size: 32 * MiB });

@@ -49,7 +49,8 @@ serve
   --uploads <n>            1 to 16 at a time. Default 8
   --write-back <seconds>   send what is written without waiting for a flush. Default 2
   --no-write-cache         answer each write when it is in the bucket
-  --journal-on-this-host <file>   answer flushes when they are on THIS host's disk. Losing the host loses them
+  --journal-on-this-host <file>   answer flushes when they are on THIS host's disk. Losing the host loses
+                           them; a killed server loses nothing acknowledged
   --discard-journal        throw away what a journal holds and can't be applied any more
   --fencing none           take a store that can't keep two writers apart; make sure yourself
   --patience <seconds>     tell the initiator NOT READY after that long without the bucket. Default 25

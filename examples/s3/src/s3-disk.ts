@@ -114,8 +114,9 @@ export interface OpenOptions {
   /** Bytes. Default 1 GiB. */
   cacheFileSize?: number | undefined;
   /**
-   * A local file that makes a flush durable **on this host only**, until it is in the bucket. If the
-   * host's disk is lost, so is what was flushed lately; another host must not open the disk before this one
+   * A local file that makes a flush durable **on this host only**, until it is in the bucket, and in which
+   * every change is before it is acknowledged, so that a killed process loses none. If the host's disk
+   * is lost, so is what was flushed lately; another host must not open the disk before this one
    * has been opened again, or it is lost too.
    */
   journal?: string | undefined;
@@ -508,7 +509,7 @@ export class S3Disk implements BlockStore {
       else if (data.length <= this.#segmentSize && log.room(data.length) && !this.#logFull(2)) {
         this.#append(log, position, data);
       } else return this.#writeInPieces(log, position, data, context.fua);
-      if (context.fua || !this.writeCache) return this.#flush();
+      return this.#settle(context.fua);
     } catch (error) {
       throw translate(error, 'write');
     }
@@ -529,7 +530,17 @@ export class S3Disk implements BlockStore {
     } catch (error) {
       throw translate(error, 'write');
     }
-    if (fua || !this.writeCache) await this.#flush();
+    await this.#settle(fua);
+  }
+
+  /** What a change waits for before it is acknowledged. */
+  #settle(fua: boolean): MaybePromise<void> {
+    if (fua || !this.writeCache) return this.#flush();
+    const log = this.#log;
+    if (this.#journal === undefined || log === undefined) return;
+    return this.#journal.written(log).catch((error: unknown) => {
+      throw translate(error, 'write');
+    });
   }
 
   /** In the buffer, and in a log that checkpoints can't keep short. */
@@ -587,7 +598,7 @@ export class S3Disk implements BlockStore {
     } catch (error) {
       throw translate(error, 'write');
     }
-    if (!this.writeCache) await this.#flush();
+    await this.#settle(false);
   }
 
   async writeSame(position: number, length: number, block: Uint8Array): Promise<void> {
@@ -603,7 +614,7 @@ export class S3Disk implements BlockStore {
     } catch (error) {
       throw translate(error, 'write');
     }
-    if (!this.writeCache) await this.#flush();
+    await this.#settle(false);
   }
 
   /** Nothing comes between the look that compares and the write: both are in one turn. */
@@ -630,7 +641,7 @@ export class S3Disk implements BlockStore {
     } catch (error) {
       throw translate(error, 'write');
     }
-    if (!this.writeCache) await this.#flush();
+    await this.#settle(false);
     return -1;
   }
 

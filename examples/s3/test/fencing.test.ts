@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import type { S3Disk } from '../src/s3-disk.js';
 import { causeOf, create, failure, KiB, MiB, Model, open, readAll, write } from './support/disk.js';
-import { MemoryBucket } from './support/memory-objects.js';
+import { type Fate, MemoryBucket } from './support/memory-objects.js';
 import { randomNumbers } from './support/random.js';
 
 const block = (value: number): Buffer => Buffer.alloc(4 * KiB, value);
@@ -63,6 +63,29 @@ describe('a second writer', () => {
     const third = await open(bucket.connect(3));
     expect((await readAll(third)).equals(before)).toBe(true);
     await third.close();
+    await first.close();
+  });
+
+  it('is not deceived by a log that moved on, and was collected, while it made up its mind', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1));
+    await write(first, 0, block(1), true);
+    let late = true;
+    bucket.fate = async (operation, key): Promise<Fate> => {
+      if (!late || operation !== 'put' || !key.includes('/s/')) return 'good';
+      // The claim is on its way: its slot is filled, put into chunks and deleted before it arrives.
+      late = false;
+      for (let i = 0; i < 40; i++) await write(first, i * 4096, block(i + 2), true);
+      await first.checkpoint();
+      return 'good';
+    };
+    const second = await open(bucket.connect(2));
+    expect(late).toBe(false);
+    const seen = await readAll(second, 0, 40 * 4096);
+    for (let i = 0; i < 40; i++) expect(seen[i * 4096]).toBe(i + 2);
+    await write(first, 0, block(99));
+    expect(await causeOf(() => first.flush())).toBe('ERR_TCMU_S3_FENCED');
+    await second.close();
     await first.close();
   });
 

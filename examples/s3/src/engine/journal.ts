@@ -1,13 +1,13 @@
 /**
  * A local file that makes a flush durable on this host before the bucket has it.
  *
- * What it promises: when `flush` has settled, every change noted before is on this host's disk (fdatasync)
- * or in the bucket. On the next opening `replay` gives back, in order, what the bucket lacks; if another
+ * What it promises: when `written` has settled, every change noted before is in this host's kernel, and
+ * survives the process; when `flush` has, it is on this host's disk (fdatasync). Or it is in the bucket. On the next opening `replay` gives back, in order, what the bucket lacks; if another
  * writer has opened the disk meanwhile, its changes came after what is in the bucket and ours can't be
  * put in between: that is an error, and the journal is thrown away only by order. A file that fails once
  * is never trusted again; flushes wait for the bucket then.
  *
- * The file: a line of JSON (disk, writer, epoch, first number), then entries, one a flush: u32 magic, body length, CRC-32 of
+ * The file: a line of JSON (disk, writer, epoch, first number), then entries, one a write: u32 magic, body length, CRC-32 of
  * the body, number, data key; the body, encrypted as the disk's objects are, is changes after each other:
  * f64 slot, position, length, u32 type, u32 bytes of data, the data. An entry that is cut ends the journal.
  */
@@ -83,6 +83,9 @@ export class Journal {
   #running: Promise<void> | undefined;
   #next: Promise<void> | undefined;
   #failed: unknown;
+  #syncWanted = false;
+  /** Something is written and not synced. */
+  #unsynced = false;
 
   private constructor(path: string, fd: number, disk: DiskRecord, codec: BlobCodec, log: Log) {
     this.#log = log;
@@ -269,18 +272,30 @@ export class Journal {
     if (count > 0) this.#pending.splice(0, count);
   }
 
+  /** Changes at the same time share one write. @throws DiskError as `LogWriter.flush` */
+  written(log: LogWriter): Promise<void> {
+    return this.#settle(log, false);
+  }
+
   /** Flushes at the same time share one fdatasync. @throws DiskError as `LogWriter.flush` */
-  async flush(log: LogWriter): Promise<void> {
+  flush(log: LogWriter): Promise<void> {
+    return this.#settle(log, true);
+  }
+
+  async #settle(log: LogWriter, sync: boolean): Promise<void> {
     log.check();
     if (this.#failed !== undefined) return log.flush();
-    if (this.#end > SIZE_LIMIT && this.#running === undefined) {
+    if (this.#end > SIZE_LIMIT && this.#running === undefined && this.#next === undefined) {
       await log.flush();
-      if (log.dirty === 0 && this.#running === undefined) this.#empty();
+      if (log.dirty === 0 && this.#running === undefined && this.#next === undefined) this.#empty();
       return;
     }
+    this.#syncWanted ||= sync;
     this.#next ??= (this.#running ?? Promise.resolve()).then(() => {
       this.#next = undefined;
-      this.#running = this.#append().finally(() => {
+      const syncing = this.#syncWanted;
+      this.#syncWanted = false;
+      this.#running = this.#append(syncing).finally(() => {
         this.#running = undefined;
       });
       return this.#running;
@@ -292,11 +307,33 @@ export class Journal {
     }
   }
 
-  async #append(): Promise<void> {
-    const pending = this.#pending;
-    if (pending.length === 0) return;
+  async #append(sync: boolean): Promise<void> {
+    try {
+      if (this.#pending.length > 0) await this.#write(this.#encode());
+      if (sync && this.#unsynced) await datasync(this.#fd);
+      if (sync) this.#unsynced = false;
+    } catch (error) {
+      // The kernel tells of lost data only once: nothing it says later proves anything.
+      this.#failed = error;
+      this.#log(
+        'error',
+        `journal ${this.path}: ${(error as Error).message}; from now on everything waits for the bucket`,
+      );
+      throw error;
+    }
+  }
+
+  async #write(bytes: Buffer): Promise<void> {
+    const { bytesWritten } = await writeAt(this.#fd, bytes, 0, bytes.length, this.#end);
+    if (bytesWritten !== bytes.length) throw new Error('the file system is full');
+    this.#unsynced = true;
+    this.#end += bytes.length;
+  }
+
+  /** What is pending as one entry. */
+  #encode(): Buffer {
+    const plain = Buffer.concat(this.#pending.map(({ bytes }) => bytes));
     this.#pending = [];
-    const plain = Buffer.concat(pending.map(({ bytes }) => bytes));
     const number = this.#number++;
     const keyId = this.#codec.keyring?.current ?? 0;
     const body = this.#cipher(keyId, this.#owner as Owner)?.encrypt(number, plain) ?? plain;
@@ -306,21 +343,7 @@ export class Journal {
     head.writeUInt32LE(crc32(body), 8);
     head.writeUInt32LE(number, 12);
     head.writeUInt32LE(keyId, 16);
-    const bytes = Buffer.concat([head, body]);
-    try {
-      const { bytesWritten } = await writeAt(this.#fd, bytes, 0, bytes.length, this.#end);
-      if (bytesWritten !== bytes.length) throw new Error('the file system is full');
-      await datasync(this.#fd);
-    } catch (error) {
-      // The kernel tells of lost data only once: nothing it says later proves anything.
-      this.#failed = error;
-      this.#log(
-        'error',
-        `journal ${this.path}: ${(error as Error).message}; from now on flushes wait for the bucket`,
-      );
-      throw error;
-    }
-    this.#end += bytes.length;
+    return Buffer.concat([head, body]);
   }
 
   async close(): Promise<void> {

@@ -30,7 +30,7 @@ export class MemoryBucket {
   /** Whether conditions are honoured. */
   conditional = true;
   /** Decides about each request of any client. */
-  fate: (operation: Operation, key: string) => Fate = () => 'good';
+  fate: (operation: Operation, key: string) => Fate | Promise<Fate> = () => 'good';
   requests = 0;
   puts: string[] = [];
   #etags = 0;
@@ -95,7 +95,8 @@ export class MemoryClient implements ObjectStore {
       return new Promise<T>(() => {});
     }
     if (signal?.aborted) throw new ObjectStoreError('aborted', `${operation} ${key}: aborted`);
-    const fate = this.#bucket.fate(operation, key);
+    const decided = this.#bucket.fate(operation, key);
+    const fate = decided instanceof Promise ? await decided : decided;
     if (fate === 'hang') return new Promise<T>((_, reject) => hang(signal, reject, operation, key));
     if (fate !== 'good' && 'before' in fate) {
       throw new ObjectStoreError(fate.before, `${operation} ${key}: injected ${fate.before}`);

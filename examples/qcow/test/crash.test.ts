@@ -298,5 +298,5 @@ test.each(subjects.map((subject) => [subject.name, subject] as const))(
     );
     expect(judged).toBeGreaterThan(40);
   },
-  thorough ? 3_600_000 : 60_000,
+  thorough ? 3_600_000 : 120_000,
 );

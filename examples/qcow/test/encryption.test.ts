@@ -121,7 +121,8 @@ describe('sector cipher', () => {
   });
 });
 
-describe('LUKS and QEMU', () => {
+// QEMU measures for seconds how fast keys are stretched, longer on a busy machine.
+describe('LUKS and QEMU', { timeout: 120_000 }, () => {
   test.each([
     ['aes-256', 'xts', 'plain64', 'sha256', ''],
     ['aes-128', 'xts', 'plain64', 'sha1', ''],

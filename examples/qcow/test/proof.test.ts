@@ -20,13 +20,19 @@ const all = allCombinations();
 const chosen = thorough ? all : pairwise(all);
 const dir = scratch();
 
-test.each(chosen.map((c) => [describeCombination(c), c] as const))('%s', async (_name, c) => {
-  await fc.assert(
-    fc.asyncProperty(operations(c), operations(c), async (first, second) => {
-      const home = mkdtempSync(join(dir, 'proof-'));
-      await prove(home, c, first, second);
-      rmSync(home, { recursive: true });
-    }),
-    { seed, numRuns: thorough ? 3 : 1 },
-  );
-});
+const limit = { timeout: thorough ? 600_000 : 120_000 };
+
+test.each(chosen.map((c) => [describeCombination(c), c] as const))(
+  '%s',
+  limit,
+  async (_name, c) => {
+    await fc.assert(
+      fc.asyncProperty(operations(c), operations(c), async (first, second) => {
+        const home = mkdtempSync(join(dir, 'proof-'));
+        await prove(home, c, first, second);
+        rmSync(home, { recursive: true });
+      }),
+      { seed, numRuns: thorough ? 3 : 1 },
+    );
+  },
+);

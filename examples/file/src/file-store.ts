@@ -17,7 +17,7 @@
  * kernel need not wait.
  */
 import { existsSync, fstatSync, readFileSync } from 'node:fs';
-import { readlink, unlink } from 'node:fs/promises';
+import { readlink, statfs, unlink } from 'node:fs/promises';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import {
   ArgumentError,
@@ -29,6 +29,7 @@ import {
   FileError,
   type MaybePromise,
   type RequestContext,
+  type StoreSpace,
   type UnmapContext,
   type WriteContext,
 } from 'tcmu';
@@ -84,6 +85,8 @@ export class FileStore implements BlockStore {
   readonly created: boolean;
   /** There only for files: block devices don't tell. */
   readonly blockStatus?: NonNullable<BlockStore['blockStatus']>;
+  /** There only for thin files: what they take of the file system, and what is left there. */
+  readonly space?: NonNullable<BlockStore['space']>;
 
   readonly #file: BackingFile;
   /** Without O_DIRECT: for memory that does not suit it. The same as `#file` when not `direct`. */
@@ -124,6 +127,7 @@ export class FileStore implements BlockStore {
     this.writeCache = (options.writeCache ?? true) && !this.readOnly;
     this.supportsFua = !this.readOnly;
     if (facts.canPunch) this.unmap = (position, length) => this.#zero(position, length, true);
+    if (kind === 'file' && facts.canPunch) this.space = () => this.#space();
     if (kind === 'file') {
       this.blockStatus = (position, length) => this.#extents(position, length);
       this.#watch = setInterval(() => this.check(), WATCH_INTERVAL_MS).unref();
@@ -341,6 +345,12 @@ export class FileStore implements BlockStore {
       await this.#repeat(position, length, Buffer.alloc(Math.min(length, PIECE)), context);
     }
     if (!this.writeCache) await this.#sync.sync();
+  }
+
+  async #space(): Promise<StoreSpace> {
+    const { bavail, bsize } = await statfs(this.path);
+    const used = fstatSync(this.#file.fd).blocks * 512;
+    return { used, available: Math.min(Math.max(0, this.#size - used), bavail * bsize) };
   }
 
   async #repeat(

@@ -33,6 +33,26 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
+describe('space', () => {
+  it('is what the file takes, and what is left for it', async () => {
+    const { store } = await open(join(scratch(), 'space'), { size: 8 * MiB });
+    const before = await store.space?.();
+    expect(before?.used).toBe(0);
+    expect(before?.available).toBeGreaterThan(0);
+    expect(before?.available).toBeLessThanOrEqual(8 * MiB);
+    await write(store, 0, Buffer.alloc(MiB, 1));
+    await store.flush();
+    expect((await store.space?.())?.used).toBe(MiB);
+    await store.close();
+  });
+
+  it('is not told of a disk that gives nothing back', async () => {
+    const { store } = await open(join(scratch(), 'thick'), { size: MiB, thick: true });
+    expect([store.unmap, store.space]).toEqual([undefined, undefined]);
+    await store.close();
+  });
+});
+
 describe('opening', () => {
   const dir = scratch();
   let count = 0;

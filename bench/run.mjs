@@ -1,21 +1,26 @@
 /**
- * npm run bench [-- --help]: sets up what is missing, bundles bench/main.ts for plain Node, and runs it.
+ * npm run bench, npm run bench:ring [-- --help]: sets up what is missing, bundles bench/<name>.ts for plain Node, and
+ * runs it. `run.mjs NAME [options]`.
  */
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { projectRoot, setupOrExit } from '../scripts/setup.mjs';
 
-const args = process.argv.slice(2);
+/** Packages by what they are for, of each benchmark. */
+const purposes = { main: ['kernel', 'peer', 'bench'], ring: ['kernel', 'qemu', 'bench'] };
+
+const [name, ...args] = process.argv.slice(2);
 if (!['--no-setup', '--help', '-h'].some((option) => args.includes(option))) {
-  setupOrExit(['kernel', 'peer', 'bench']);
+  setupOrExit(purposes[name]);
 }
 const { build } = await import('esbuild');
-const outfile = join(projectRoot, 'build/bench/main.mjs');
+const outfile = join(projectRoot, `build/bench/${name}.mjs`);
 await build({
   absWorkingDir: projectRoot,
-  entryPoints: ['bench/main.ts'],
+  entryPoints: [`bench/${name}.ts`],
   outfile,
   bundle: true,
+  packages: 'external',
   platform: 'node',
   format: 'esm',
   target: 'node20',
@@ -23,4 +28,5 @@ await build({
   logLevel: 'warning',
 });
 process.chdir(projectRoot);
+process.argv.splice(2, 1);
 await import(pathToFileURL(outfile).href);

@@ -580,8 +580,9 @@ describe('ends', () => {
     const client = await connect(server);
     const read = client.read(0, 512);
     await until(() => store.waiting.length === 1);
+    const refused = expect(read).rejects.toMatchObject({ code: 'ERR_TCMU_NBD' });
     await server.close({ deadline: 20 });
-    await expect(read).rejects.toMatchObject({ code: 'ERR_TCMU_NBD' });
+    await refused;
     store.waiting[0]?.();
   });
 
@@ -590,8 +591,11 @@ describe('ends', () => {
     const client = await connect(server);
     const reads = [client.read(0, 512), client.read(512, 512)];
     await until(() => store.waiting.length === 2);
+    const refused = Promise.all(
+      reads.map((read) => expect(read).rejects.toMatchObject({ code: 'ERR_TCMU_NBD' })),
+    );
     disk.kernel.close();
-    for (const read of reads) await expect(read).rejects.toMatchObject({ code: 'ERR_TCMU_NBD' });
+    await refused;
     await server.closed;
     for (const answer of store.waiting) answer();
   });

@@ -42,7 +42,12 @@ const scenario = fc.record({
   dataPages: fc.constantFrom(8, 16, 256),
   pagesPerBlock: fc.constantFrom(1, 2, 5),
   concurrency: fc.constantFrom(1, 3, 64),
-  zeroCopy: fc.constantFrom(false, false, { windowBytes: 32 << 10 }, { scrub: false }),
+  zeroCopy: fc.constantFrom(
+    false,
+    false,
+    { windowBytes: 32 << 10, minBytes: 0 },
+    { scrub: false, minBytes: 0 },
+  ),
   faults: fc.record({
     holdCommand: fc.constantFrom(0, 0.2),
     lateWakeup: fc.constantFrom(0, 0.3),

@@ -29,7 +29,7 @@ async function start(
   handle: (command: ScsiCommand) => void,
   options: SimulatedDeviceOptions = {},
 ): Promise<SimulatedDevice> {
-  kernel = new SimulatedDevice({ zeroCopy: true, ...options });
+  kernel = new SimulatedDevice({ zeroCopy: { minBytes: 0 }, ...options });
   device = await Device.open(kernel.open(), { handler: { handle } });
   return kernel;
 }
@@ -38,7 +38,7 @@ const READ = { cdb: [0x28, 0, 0, 0, 0, 0, 0, 0, 16, 0], dataInLength: 8192 };
 
 describe('zero copy', () => {
   test('whole pages go without copying, the rest is copied', async () => {
-    disk = await simulate(new MemoryStore({ size: MiB }), { zeroCopy: true });
+    disk = await simulate(new MemoryStore({ size: MiB }), { zeroCopy: { minBytes: 0 } });
     const data = Uint8Array.from({ length: 64 * 512 }, (_, i) => i * 7 + (i >> 9));
     await disk.write(8, data);
     expect(Buffer.compare(await disk.read(8, 64), data)).toBe(0);
@@ -51,7 +51,7 @@ describe('zero copy', () => {
 
   test('a verified load', async () => {
     disk = await simulate(new MemoryStore({ size: 8 * MiB }), {
-      zeroCopy: { windowBytes: MiB },
+      zeroCopy: { windowBytes: MiB, minBytes: 0 },
     });
     const report = await disk.kernel.load({
       depth: 16,
@@ -68,7 +68,10 @@ describe('zero copy', () => {
   });
 
   test('the entry says so, and where', async () => {
-    kernel = new SimulatedDevice({ zeroCopy: { windowBytes: MiB }, dataAreaBytes: MiB });
+    kernel = new SimulatedDevice({
+      zeroCopy: { windowBytes: MiB, minBytes: 0 },
+      dataAreaBytes: MiB,
+    });
     device = await Device.open(kernel.open(), { handler: { handle: () => {} } });
     const pending = kernel.submit(READ);
     const [entry] = kernel.entries();
@@ -146,7 +149,7 @@ describe('zero copy', () => {
   test('only what was copied can be kept', async () => {
     const kept: KeptData[] = [];
     const refusals: unknown[] = [];
-    kernel = new SimulatedDevice({ zeroCopy: true });
+    kernel = new SimulatedDevice({ zeroCopy: { minBytes: 0 } });
     const sim = kernel;
     device = await Device.open(
       { ...sim.open(), freeKeptBuffer: async (id) => void sim.freeKeptBuffer(id) },
@@ -172,12 +175,12 @@ describe('zero copy', () => {
   });
 
   test('the command time-out is 0 and fixed', () => {
-    using sim = new SimulatedDevice({ zeroCopy: true });
+    using sim = new SimulatedDevice({ zeroCopy: { minBytes: 0 } });
     expect(() => sim.setAttributes({ commandTimeout: 1000 })).toThrow(
       expect.objectContaining({ errno: 'EINVAL' }),
     );
     sim.setAttributes({ tmrNotification: false });
-    expect(() => new SimulatedDevice({ zeroCopy: true, commandTimeout: 5 })).toThrow(
+    expect(() => new SimulatedDevice({ zeroCopy: { minBytes: 0 }, commandTimeout: 5 })).toThrow(
       /time-out is 0 and fixed/,
     );
     const pending = sim.submit(READ);

@@ -58,7 +58,10 @@ export interface ZeroCopyOptions {
   windowBytes?: number;
   /** zc_scrub: Data-In memory is zeroed before the handler sees it. Default true. */
   scrub?: boolean;
-  /** zc_min_bytes: shorter commands are copied. Default 0. */
+  /**
+   * zc_min_bytes: shorter commands are copied. Default 64 KiB: here showing a command's pages costs two
+   * system calls, a kernel's patch does it for less and starts from 0.
+   */
   minBytes?: number;
 }
 
@@ -157,6 +160,7 @@ interface Pending {
 }
 
 const NO_BYTES = new Uint8Array(0);
+const MIN_ZERO_COPY_BYTES = 64 << 10;
 const ABORT_TASK = 1;
 const LUN_RESET = 5;
 
@@ -189,7 +193,7 @@ export class SimulatedDevice {
       queueFullTimeout: options.queueFullTimeout ?? -1,
       tmrNotification: options.tmrNotification ?? true,
       scrub: zeroCopy?.scrub ?? true,
-      zeroCopyBytes: zeroCopy?.minBytes ?? 0,
+      zeroCopyBytes: zeroCopy?.minBytes ?? MIN_ZERO_COPY_BYTES,
     };
     const { ringBytes = 8 << 20, dataAreaBytes = 2 ** 30, dataPagesPerBlock = 1 } = options;
     // The kernel refuses entries over half the ring: a header, a CDB, 16 bytes a segment.

@@ -1,5 +1,5 @@
 #!/bin/bash
-# C++ tests of the simulated kernel: under AddressSanitizer and UndefinedBehaviorSanitizer, and what
+# C++ tests of the simulated kernel and its NBD server: under AddressSanitizer and UndefinedBehaviorSanitizer, and what
 # has threads under ThreadSanitizer too. Needs g++ only. Ends in "N passed, N failed".
 #
 #   addon/sim/test/run.sh [test…]
@@ -16,7 +16,8 @@ build() { # sanitizers test…
   local sanitizers=$1 source
   mkdir -p "$out/$sanitizers"
   shift
-  for source in "$here"/../*.cc "$here/../../memory/mapping_watch.cc" "${@/#/$here/}"; do
+  for source in "$here"/../*.cc "$here"/../../nbd/*.cc "$here/../../memory/mapping_watch.cc" \
+    "${@/#/$here/}"; do
     while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n; done
     $compiler $flags "-fsanitize=$sanitizers" -c "${source%.cc}.cc" \
       -o "$out/$sanitizers/$(basename "${source%.cc}").o" &
@@ -46,7 +47,7 @@ run() { # sanitizers test…
 if [ $# -gt 0 ]; then
   run address,undefined "$@"
 else
-  run address,undefined kernel_test device_test load_test zero_copy_test
+  run address,undefined kernel_test device_test load_test zero_copy_test nbd_test
   run thread device_test load_test
 fi
 echo "$passed passed, $failed failed"

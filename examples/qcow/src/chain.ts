@@ -7,7 +7,7 @@ import { MemoryDataIn, MemoryDataOut } from 'tcmu/store';
 import { pathFrom } from './allowed-path.js';
 import { QcowError } from './errors.js';
 import { Kind } from './format/entries.js';
-import { ExtensionType, textExtension } from './format/header.js';
+import { Autoclear, ExtensionType, hasFeature, textExtension } from './format/header.js';
 import type { HostFile } from './host/host-file.js';
 import type { QcowImage } from './image.js';
 import { type Layer, readLayer } from './layer.js';
@@ -156,7 +156,8 @@ export async function rebaseImage(
   }
   const image = await openImage(path, { ...opening, readOnly: false, alone: unsafe });
   try {
-    if (image.geometry.dataFile && backingFile !== undefined && image.header.autoclear !== 0n) {
+    const raw = hasFeature(image.header.autoclear, Autoclear.DATA_FILE_RAW);
+    if (raw && backingFile !== undefined) {
       throw new QcowError(
         'ERR_TCMU_QCOW_STATE',
         'a raw data file and a backing file do not go together',

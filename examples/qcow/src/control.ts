@@ -2,7 +2,7 @@
  * Commands to a running server, over a UNIX socket: one JSON request a line, one JSON answer a line. Who
  * may use it is decided by the socket's permissions: its owner.
  */
-import { chmod, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { createConnection, createServer, type Server } from 'node:net';
 import { createInterface } from 'node:readline';
 import type { SnapshotAction } from './options.js';
@@ -44,11 +44,17 @@ export async function listen(
         });
     });
   });
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject);
-    server.listen(path, resolve);
-  });
-  await chmod(path, 0o600);
+  // The socket is made by `listen` itself, at once: never a moment when others may connect.
+  const mask = process.umask(0o177);
+  try {
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject);
+      server.listen(path, resolve);
+      process.umask(mask);
+    });
+  } finally {
+    process.umask(mask);
+  }
   return server;
 }
 

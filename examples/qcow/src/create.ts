@@ -2,7 +2,6 @@
 import { ArgumentError } from 'tcmu';
 import { pathFrom } from './allowed-path.js';
 import { createLuks, type LuksOptions } from './encryption/luks.js';
-import { QcowError } from './errors.js';
 import { geometryOf } from './format/geometry.js';
 import {
   Autoclear,
@@ -236,23 +235,18 @@ async function writeNew(file: HostFile, header: Header, options: CreateOptions):
   await file.flush();
 }
 
+/** An empty data file: a raw one is right without the image from the beginning. */
 async function makeDataFile(path: string, options: CreateOptions, size: number): Promise<void> {
   const name = pathFrom(path, options.dataFile as string);
-  const { openFile } = options;
+  const { openFile, overwrite = false } = options;
   const file: HostFile =
     openFile === undefined
-      ? await DiskFile.open(name, { create: true })
+      ? await DiskFile.open(name, { create: true, exclusive: !overwrite })
       : await openFile(name, { readOnly: false });
   try {
-    if (file.size() > 0 && !options.dataFileRaw) await file.truncate(0);
-    if (options.dataFileRaw && file.size() !== size) {
-      if (file.size() > size) {
-        throw new QcowError('ERR_TCMU_QCOW_STATE', `it is longer than the disk's ${size} bytes`, {
-          path: name,
-        });
-      }
-      await file.truncate(size);
-    }
+    file.backing?.lockImage(true);
+    if (file.size() > 0) await file.truncate(0);
+    if (options.dataFileRaw) await file.truncate(size);
     await file.flush();
   } finally {
     await file.close();

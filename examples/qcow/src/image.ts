@@ -41,7 +41,7 @@ import { Mapping } from './mapping.js';
 import { MetadataSync } from './metadata-sync.js';
 import { Reader } from './reader.js';
 import { Refcounts } from './refcounts.js';
-import { countTree, type Restructured, restructure } from './restructure.js';
+import { countTree, type Restructured, type Restructuring, restructure } from './restructure.js';
 import { Writer } from './writer.js';
 
 export interface ImageOptions {
@@ -308,8 +308,30 @@ export class QcowImage implements Layer {
     }
   }
 
-  /** Goes on with metadata that `restructure` has written; runs exclusively. */
-  async takeOver(done: Restructured, snapshots: Snapshot[]): Promise<void> {
+  /** Replaces the metadata by one switch, and goes on with the new; runs exclusively. */
+  async replaceMetadata(
+    change: Pick<Restructuring, 'l1' | 'oldL1' | 'snapshots' | 'deltas'>,
+  ): Promise<void> {
+    const { file, geometry, header, refcounts, snapshotTableLength } = this;
+    let done: Restructured;
+    try {
+      done = await restructure({
+        ...change,
+        file,
+        geometry,
+        header,
+        snapshotTableLength,
+        stored: refcounts,
+      });
+    } catch (error) {
+      // What it has written already lies behind the clusters in use.
+      refcounts.noteGrowth();
+      throw error;
+    }
+    await this.#takeOver(done, [...change.snapshots]);
+  }
+
+  async #takeOver(done: Restructured, snapshots: Snapshot[]): Promise<void> {
     const { header, geometry } = this;
     const { clusterSize } = geometry;
     const l1 = new Uint8Array(Math.ceil(done.l1.length / 512) * 512);
@@ -410,23 +432,19 @@ export class QcowImage implements Layer {
     Object.assign(header, next);
   }
 
+  /** The bitmaps don't fit the disk any more: the image says, from its next header on, that they don't count. */
+  giveUpBitmaps(): void {
+    this.header.autoclear &= ~Autoclear.BITMAPS;
+    this.bitmaps = undefined;
+  }
+
   /** Gives up everything the disk holds: it shows what its backing file shows. Runs exclusively. */
   async empty(): Promise<void> {
-    const { file, geometry, header, mapping, refcounts } = this;
+    const { file, geometry, header, mapping } = this;
     const deltas = new ClusterCounts();
     await countTree(file, geometry, mapping.l1.slice(0, header.l1Size * 8), -1, deltas);
-    const done = await restructure({
-      file,
-      geometry,
-      header,
-      l1: new Uint8Array(header.l1Size * 8),
-      oldL1: 'given up',
-      snapshots: this.snapshots,
-      snapshotTableLength: this.snapshotTableLength,
-      deltas,
-      stored: refcounts,
-    });
-    await this.takeOver(done, this.snapshots);
+    const l1 = new Uint8Array(header.l1Size * 8);
+    await this.replaceMetadata({ l1, oldL1: 'given up', snapshots: this.snapshots, deltas });
   }
 
   async #beginWriting(): Promise<void> {

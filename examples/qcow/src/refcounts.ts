@@ -406,10 +406,13 @@ export class Refcounts {
     this.#moved = false;
     this.#oldTables = [];
     this.#cursor = 0;
-    const { clusterSize } = this.#geometry;
-    if (this.#freshFrom !== Number.POSITIVE_INFINITY) {
-      this.#used(Math.ceil(this.#file.size() / clusterSize) * clusterSize);
-    }
+    this.noteGrowth();
     this.#noteMetadata();
+  }
+
+  /** Others have written behind what is allocated: nothing that the file has now reads as zeros by itself. */
+  noteGrowth(): void {
+    const { clusterSize } = this.#geometry;
+    this.#used(Math.ceil(this.#file.size() / clusterSize) * clusterSize);
   }
 }

@@ -10,7 +10,7 @@ import { QcowError } from './errors.js';
 import { Autoclear, hasFeature, l1EntriesFor } from './format/header.js';
 import type { Snapshot } from './format/snapshot-table.js';
 import type { QcowImage } from './image.js';
-import { countTree, restructure } from './restructure.js';
+import { countTree } from './restructure.js';
 
 export interface SnapshotInfo {
   readonly id: string;
@@ -64,7 +64,8 @@ export class Snapshots {
       const deltas = new ClusterCounts();
       const l1 = mapping.l1.slice(0, header.l1Size * 8);
       await countTree(image.file, geometry, l1, 1, deltas);
-      await this.#switch(l1, 'kept', [...image.snapshots, snapshot], deltas);
+      const snapshots = [...image.snapshots, snapshot];
+      await image.replaceMetadata({ l1, oldL1: 'kept', snapshots, deltas });
       return id;
     });
   }
@@ -84,14 +85,18 @@ export class Snapshots {
       const old = mapping.l1.slice(0, header.l1Size * 8);
       await countTree(image.file, geometry, old, -1, deltas);
       const before = header.size;
+      // They have the disk's size, too; until the switch the image says that they don't count.
+      if (size !== before) await image.bitmaps?.resize(size);
       header.size = size;
       try {
-        await this.#switch(l1, 'given up', image.snapshots, deltas);
+        const { snapshots } = image;
+        await image.replaceMetadata({ l1, oldL1: 'given up', snapshots, deltas });
       } catch (error) {
         header.size = before;
+        if (size !== before) image.giveUpBitmaps();
         throw error;
       }
-      image.bitmaps?.mark(0, Math.max(size, before));
+      image.bitmaps?.mark(0, size);
       return image.size;
     });
   }
@@ -106,7 +111,8 @@ export class Snapshots {
       await countTree(image.file, geometry, old, -1, deltas);
       deltas.addRange(snapshot.l1Offset, old.length, geometry.clusterSize, -1);
       const rest = image.snapshots.filter((one) => one !== snapshot);
-      await this.#switch(mapping.l1.slice(0, header.l1Size * 8), 'given up', rest, deltas);
+      const l1 = mapping.l1.slice(0, header.l1Size * 8);
+      await image.replaceMetadata({ l1, oldL1: 'given up', snapshots: rest, deltas });
     });
   }
 
@@ -136,27 +142,5 @@ export class Snapshots {
       throw this.#refuse('the format has no snapshots of images with an external data file');
     }
     return image.exclusively(() => run(image));
-  }
-
-  async #switch(
-    l1: Uint8Array,
-    oldL1: 'kept' | 'given up',
-    snapshots: readonly Snapshot[],
-    deltas: ClusterCounts,
-  ): Promise<void> {
-    const image = this.#image;
-    const { file, geometry, header, refcounts } = image;
-    const done = await restructure({
-      file,
-      geometry,
-      header,
-      l1,
-      oldL1,
-      snapshots,
-      snapshotTableLength: image.snapshotTableLength,
-      deltas,
-      stored: refcounts,
-    });
-    await image.takeOver(done, [...snapshots]);
   }
 }

@@ -26,7 +26,7 @@ test('helps on standard output', () => {
   expect(run('--version').stdout).toBe(`${manifest.version}\n`);
 });
 
-test('an image from its making to its end, by the command line', () => {
+test('an image from its making to its end, by the command line', { timeout: 120_000 }, () => {
   const base = join(dir, 'base.qcow2');
   const top = join(dir, 'top.qcow2');
   expect(run('create', base, '8M', '--cluster-size', '4K')).toMatchObject({

@@ -3,8 +3,15 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { MemoryDataIn, MemoryDataOut } from 'tcmu/store';
 import { describe, expect, test } from 'vitest';
-import { type CreateOptions, checkImage, createImage, imageInfo, QcowStore } from '../src/index.js';
-import { KiB, MiB, qemuImg, scratch } from './util.js';
+import {
+  type CreateOptions,
+  checkImage,
+  createImage,
+  imageInfo,
+  MemoryFile,
+  QcowStore,
+} from '../src/index.js';
+import { failure, KiB, MiB, qemuImg, scratch } from './util.js';
 
 const dir = scratch();
 const context = { signal: new AbortController().signal, fua: false, mayUnmap: true };
@@ -121,4 +128,49 @@ test('a dirty bitmap follows writes and sizes', async () => {
     { name: 'b0', granularity: 512, auto: true, inUse: false },
     { name: 'b1', granularity: 4096, auto: false, inUse: false },
   ]);
+});
+
+test('a dirty bitmap is all dirty after a revert, which may change its size', async () => {
+  const path = join(dir, 'reverted.qcow2');
+  await createImage(path, { size: 64 * MiB, clusterSize: 512 });
+  qemuImg('bitmap', '--add', '-g', '4096', path, 'b0');
+  const store = await QcowStore.open(path);
+  await store.snapshots.create('small');
+  await store.resize(256 * MiB);
+  await store.snapshots.revert('small');
+  await store.close();
+  qemuImg('check', path);
+  expect(dirtyParts(path, 'b0')).toEqual([[0, 64 * MiB]]);
+});
+
+class FailingFile extends MemoryFile {
+  /** Writes that still succeed. */
+  left = Number.POSITIVE_INFINITY;
+
+  override write(source: Uint8Array, position: number): void {
+    if (this.left-- <= 0) throw Object.assign(new Error('no space'), { code: 'ENOSPC' });
+    super.write(source, position);
+  }
+}
+
+test('a snapshot that fails changes nothing, and what it wrote never shows', async () => {
+  const file = new FailingFile();
+  const options = { lock: false, openFile: async () => file };
+  await createImage('image', { size: 8 * MiB, ...options });
+  const store = await QcowStore.open('image', options);
+  const shadow = new Uint8Array(8 * MiB);
+  for (let i = 0; i < 20; i++) await write(store, shadow, i * 128 * KiB, 512, i + 1);
+  await store.flush();
+  for (let left = 0; left < 4; left++) {
+    file.left = left;
+    expect(await failure(() => store.snapshots.create('s'))).toMatchObject({ message: 'no space' });
+    file.left = Number.POSITIVE_INFINITY;
+    expect(store.snapshots.list()).toEqual([]);
+    await write(store, shadow, 5 * MiB + left * 64 * KiB, 512, 100 + left);
+  }
+  const data = new MemoryDataIn(new Uint8Array(8 * MiB).fill(0xee));
+  await store.read(0, data);
+  expect(sameBytes(data.bytes, shadow)).toBe(true);
+  await store.close();
+  expect(await checkImage('image', options)).toMatchObject({ errors: 0, leaks: 0 });
 });

@@ -1,4 +1,5 @@
 /** The two sides of the proof: the same operations on an image by QEMU's programs and by our store. */
+import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import { MemoryDataIn, MemoryDataOut } from 'tcmu/store';
@@ -424,6 +425,24 @@ export async function readByUs(image: Image): Promise<Buffer> {
   }
 }
 
+/** Sectors that a bitmap calls dirty, as qemu-nbd shows them to NBD clients. */
+function dirtySectors(image: Image): Set<number> {
+  const secret = ['--object', `secret,id=s,data=${PASSPHRASE}`];
+  const server = ['qemu-nbd', '-r', '-B', 'b0', ...secret, '--image-opts', imageOptions(image)];
+  const map = execFileSync(
+    'nbdinfo',
+    ['--json', '--map=qemu:dirty-bitmap:b0', '--', '[', ...server, ']'],
+    { encoding: 'utf8' },
+  );
+  const dirty = new Set<number>();
+  for (const { offset, length, type } of JSON.parse(map) as Record<string, number>[]) {
+    if (type !== 1) continue;
+    const end = ((offset as number) + (length as number)) / SECTOR;
+    for (let i = (offset as number) / SECTOR; i < end; i++) dirty.add(i);
+  }
+  return dirty;
+}
+
 /** Bytes of both are the same; says where they are not. */
 export function assertDisk(found: Buffer, expected: Buffer, what: string): void {
   if (found.equals(expected)) return;
@@ -462,6 +481,12 @@ export async function prove(
       assertDisk(await readByUs(image), model.disk, `${name} ${when}`);
     }
     qemuCompare(theirs, ours);
+    if (!c.bitmap) return;
+    // What QEMU calls changed is; we may call more so, a whole disk that was reverted.
+    const [wanted, found] = [dirtySectors(theirs), dirtySectors(ours)];
+    const missing = [...wanted].filter((sector) => !found.has(sector));
+    if (missing.length > 0)
+      throw new Error(`${when} the bitmap lacks ${missing.length} sectors from ${missing[0]} on`);
   };
   const step = async (wanted: readonly Operation[], byQemu: Image, byUs: Image): Promise<void> => {
     const doable = wanted.flatMap((operation) => model.take(operation) ?? []);

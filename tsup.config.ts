@@ -7,6 +7,7 @@ export default defineConfig({
     store: 'lib/store/index.ts',
     target: 'lib/target/index.ts',
     sim: 'lib/sim/index.ts',
+    cli: 'lib/cli/main.ts',
   },
   format: ['esm', 'cjs'],
   dts: { compilerOptions: { ignoreDeprecations: '6.0', stripInternal: true } },

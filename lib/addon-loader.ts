@@ -74,7 +74,7 @@ export function loadAddon(contract: number): NativeAddon {
     [
       `tcmu: no native addon for ${process.platform}-${process.arch}, Node ${process.version}. Tried:`,
       ...failures.map((failure) => `  - ${failure.message.split('\n')[0]}`),
-      `Compile it with cmake and a C++20 compiler: npm explore tcmu -- npm run build:addon`,
+      'Compile it with cmake and a C++20 compiler: npx tcmu compile',
     ].join('\n'),
     { operation: 'load addon', path: root, cause: new AggregateError(failures) },
   );

@@ -58,6 +58,7 @@ function vitest(name) {
 /** @returns {Suite[]} */
 function suites() {
   const unit = vitest('unit');
+  const published = vitest('package');
   const list = [
     {
       name: 'check',
@@ -72,6 +73,16 @@ function suites() {
       command: ['npx', '--no-install', 'vitest', 'run', ...unit.args],
       minutes: 10,
       count: unit.count,
+    },
+    {
+      name: 'package',
+      about: 'the tarball in empty projects, the public surface, the guides',
+      command: [
+        ...['npx', '--no-install', 'vitest', 'run', '--config', 'test/package/vitest.config.ts'],
+        ...published.args,
+      ],
+      minutes: 10,
+      count: published.count,
     },
     {
       name: 'addon',

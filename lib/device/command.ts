@@ -50,7 +50,8 @@ const ACTIVE = 0;
 const COMPLETED = 1;
 const PUBLISHED = 2;
 
-export class Command implements ScsiCommand, DataOwner {
+// A DataOwner, too; not said, since its part of that is stripped from the published types.
+export class Command implements ScsiCommand {
   /** @internal */ readonly ring: NativeRing;
   /** @internal */ readonly slot: number;
   /** @internal */ written = 0;

@@ -22,7 +22,7 @@ import {
 import { io } from '../io/io-queue.js';
 import { CDB_STRIDE, EVENT_RESET, EVENT_TMR, type NativeRing, native } from '../native.js';
 import { toSense } from '../scsi/sense.js';
-import { Command, type CommandHost } from './command.js';
+import { Command } from './command.js';
 import { commandEnd, commandStart, deviceError, handlerError } from './diagnostics.js';
 import { type CommandHandler, Status, type TaskManagement } from './handler.js';
 import type { RingSource } from './ring-source.js';
@@ -76,7 +76,8 @@ const TMR_TYPES: Record<number, TaskManagement['type']> = {
 
 type State = 'serving' | 'closing' | 'closed';
 
-export class Device extends EventEmitter<DeviceEvents> implements CommandHost {
+// A CommandHost, too; not said, since its part of that is stripped from the published types.
+export class Device extends EventEmitter<DeviceEvents> {
   readonly name: string;
   /** The configuration string of the backstore, `<subtype>/<rest>`. */
   readonly config: string;

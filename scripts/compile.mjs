@@ -1,0 +1,55 @@
+/**
+ * Compiles the addon with CMake alone, where the package is installed as where it is developed: the command
+ * `npx tcmu compile`, and the cross-compiling half of scripts/prebuild.mjs. Downloads nothing.
+ */
+import { spawnSync } from 'node:child_process';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const require = createRequire(import.meta.url);
+
+/**
+ * @param {{ out?: string, machine?: string, prefix?: string }} options build folder, default `build/addon`,
+ *   where the loader looks; `machine` (`aarch64`) and the tools' `prefix` for another than this machine
+ * @returns {string} the addon
+ */
+export function compileAddon({ out = join(root, 'build/addon'), machine, prefix = '' } = {}) {
+  const library = join(out, 'Release');
+  run('cmake', [
+    ...['-S', root, '-B', out, '-DCMAKE_BUILD_TYPE=Release'],
+    ...(machine === undefined
+      ? []
+      : ['-DCMAKE_SYSTEM_NAME=Linux', `-DCMAKE_SYSTEM_PROCESSOR=${machine}`]),
+    ...(prefix === '' ? [] : [`-DCMAKE_CXX_COMPILER=${prefix}g++`]),
+    `-DCMAKE_JS_INC=${headers('node-api-headers', 'include')};${headers('node-addon-api', '.')}`,
+    `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${library}`,
+  ]);
+  run('cmake', ['--build', out, '--parallel']);
+  return join(library, 'tcmu.node');
+}
+
+function headers(name, folder) {
+  try {
+    return join(dirname(require.resolve(`${name}/package.json`)), folder);
+  } catch {
+    throw new Error(
+      'tcmu: compiling needs the headers of Node-API: npm install --save-dev node-api-headers node-addon-api',
+    );
+  }
+}
+
+/** Runs a tool quietly; its output is in the error when it fails. */
+export function run(command, args) {
+  const { status, stdout, stderr, error } = spawnSync(command, args, {
+    cwd: root,
+    encoding: 'utf8',
+    maxBuffer: 1 << 26,
+  });
+  if (status === 0) return;
+  if (error?.code === 'ENOENT') {
+    throw new Error(`tcmu: ${command} is missing; install it, with a C++20 compiler`);
+  }
+  throw new Error(`tcmu: ${command} ${args.join(' ')}:\n${stdout}${stderr}`);
+}

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import type { FailureKind } from '../src/object-store.js';
 import type { OpenOptions } from '../src/s3-disk.js';
-import { causeOf, create, failure, KiB, open, readAll, write } from './support/disk.js';
+import { causeOf, create, failure, KiB, MiB, open, readAll, write } from './support/disk.js';
 import { type Fate, MemoryBucket } from './support/memory-objects.js';
 import { randomNumbers } from './support/random.js';
 
@@ -13,7 +13,6 @@ async function served(options: OpenOptions = {}) {
   await create(bucket.connect());
   const log: string[] = [];
   const disk = await open(bucket.connect(), {
-    patienceMs: 25_000,
     onLog: (level, message) => log.push(`${level}: ${message}`),
     ...options,
   });
@@ -50,7 +49,7 @@ describe('requests that fail now and then', () => {
 
 describe('an outage', () => {
   it('lets writes go on up to the dirty limit; flushes wait and are told, falsely never', async () => {
-    const { bucket, disk, log } = await served({ dirtyLimit: 64 * KiB });
+    const { bucket, disk, log } = await served({ dirtyLimit: 64 * KiB, patienceMs: 1e6 });
     await write(disk, 0, block(1), true);
     const fate: Fate = { before: 'outage' };
     bucket.fate = () => fate;
@@ -175,6 +174,22 @@ describe('damage', () => {
       }
     }
     expect(told).toBeGreaterThan(2 * 64);
+  });
+});
+
+describe('a lost log segment', () => {
+  it.each([1, 5, 12, 20, 30])('%i before the end is told from the end', async (before) => {
+    const { bucket, disk } = await served({ logLimit: MiB });
+    for (let i = 0; i < 40; i++) await write(disk, i * 4096, block(i + 1), true);
+    await disk.close();
+    const slots = bucket.keys('disks/d0/s/');
+    const lost = slots[slots.length - 1 - before] as string;
+    bucket.objects.delete(lost);
+    for (const mode of ['write', 'follow'] as const) {
+      const error = await failure(() => open(bucket.connect(), { mode }));
+      expect(error).toMatchObject({ code: 'ERR_TCMU_S3_DAMAGED', path: lost });
+    }
+    expect(bucket.keys('disks/d0/s/')).toHaveLength(slots.length - 1);
   });
 });
 

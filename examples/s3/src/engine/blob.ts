@@ -2,7 +2,7 @@
  * The container of everything but the small JSON records: a header, a table, frames.
  *
  * Header, 64 bytes, little endian: magic `TCS3`, u8 version, u8 kind, u16 0, u32 frames, u32 data key
- * (0: not encrypted), f64 number (slot, chunk, leaf or checkpoint), f64 checkpoint, f64 epoch, 8 bytes writer,
+ * (0: not encrypted), f64 number (slot, chunk, leaf or checkpoint), f64 checkpoint (or durable slot), f64 epoch, 8 bytes writer,
  * f64 next slot, u32 length of the object, u32 CRC-32 of header and table. Table: per frame u32 stored
  * length with the coding in its two highest bits, u32 CRC-32 of the stored bytes, u32 length before coding.
  * A frame can be fetched and verified alone by whoever knows its table entry. An empty frame, which in a
@@ -34,7 +34,7 @@ export interface BlobIdentity {
   readonly kind: BlobKind;
   /** Slot, chunk, leaf or checkpoint number. */
   readonly number: number;
-  /** Checkpoint it was made for; 0 for segments. */
+  /** Checkpoint it was made for. Of a segment: every slot before this one was durable by then. */
   readonly n: number;
   readonly epoch: number;
   /** 16 hexadecimal digits, drawn when the disk was opened for writing. */

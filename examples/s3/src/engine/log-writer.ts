@@ -387,7 +387,14 @@ export class LogWriter {
 
   async #send(sealed: Sealed): Promise<void> {
     const { epoch, writer, frameSize, prefix } = this.#options;
-    const identity = { kind: BlobKind.segment, number: sealed.slot, n: 0, epoch, writer };
+    const identity = {
+      kind: BlobKind.segment,
+      number: sealed.slot,
+      // What this proves to be there, should it ever be missing.
+      n: this.#durable,
+      epoch,
+      writer,
+    };
     const frames = [sealed.records, ...framesOf(sealed.payload, frameSize)];
     const blob = await this.#codec.encode(identity, frames, sealed.slot + 1);
     sealed.facts = { header: blob.header, table: blob.table };

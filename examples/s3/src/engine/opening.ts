@@ -134,6 +134,24 @@ export class DiskState {
     return count;
   }
 
+  /**
+   * What is behind the end of the log was on its way when its writer died. If one of them was written
+   * when our end was durable already, that has been lost since.
+   * @param behind slots that exist. @throws DiskError `damaged`
+   */
+  async assertEnd(behind: readonly number[]): Promise<void> {
+    const looked = new Set([...behind.slice(0, WINDOW), ...behind.slice(-1)]);
+    for (const slot of looked) {
+      const segment = await this.#reader.read(slot);
+      if (segment === undefined || segment.facts.header.n <= this.slot) continue;
+      const { prefix } = this.#parts;
+      throw damaged(
+        `${prefix}/${segmentName(this.slot)}`,
+        `it is missing, and ${segmentName(slot)}, written later, is there`,
+      );
+    }
+  }
+
   async #adopt(n: number, epoch: number): Promise<void> {
     const { requests, codec, prefix, disk } = this.#parts;
     const manifest = await loadManifest(requests, codec, prefix, disk, n, epoch);
@@ -181,13 +199,14 @@ export function loadState(parts: OpeningParts): Promise<DiskState> {
     for (const { n, epoch } of [...candidates.filter(({ n }) => n > 0), initial]) {
       const manifest = await loadManifest(requests, codec, prefix, disk, n, epoch);
       const state = new DiskState(parts, manifest);
-      await state.survey();
+      const known = await state.survey();
       await state.advance();
       if (!state.committed) continue;
       // A hole in the log is its end, unless what was there has been collected meanwhile.
       const now = (await listManifests(requests, prefix))[0];
       const before = candidates[0];
       if (now?.n !== before?.n || now?.epoch !== before?.epoch) return undefined;
+      await state.assertEnd(known.filter((slot) => slot > state.slot));
       return state;
     }
     throw damaged(`${prefix}/m/`, 'no manifest is valid');

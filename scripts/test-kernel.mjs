@@ -10,7 +10,7 @@ import { missingPackages } from './packages.mjs';
 import { projectRoot } from './setup.mjs';
 
 const outdir = await bundleKernelTests();
-const missing = missingPackages(['kernel', 'peer', 'nbd']).flatMap((entry) => [
+const missing = missingPackages(['kernel', 'peer', 'nbd', 'qemu']).flatMap((entry) => [
   '--missing',
   `${entry.for}:${entry.name}`,
 ]);

@@ -100,11 +100,11 @@ describe.each(serverKinds)('on %s', (kind) => {
       }
     }
 
-    it('survives SIGKILL at any moment', () => survives(kind === 'memory' ? 10 : 5, {}), 120_000);
+    it('survives SIGKILL at any moment', () => survives(kind === 'memory' ? 6 : 3, {}), 120_000);
 
     it(
       'survives SIGKILL with the journal on this host',
-      () => survives(4, { journal: join(dir, 'journal') }),
+      () => survives(kind === 'memory' ? 3 : 1, { journal: join(dir, 'journal') }),
       120_000,
     );
 

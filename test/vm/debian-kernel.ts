@@ -21,18 +21,20 @@ const NEEDED_MODULE = 'kernel/drivers/target/target_core_user.ko';
 
 /**
  * @param cache directory the unpacked kernel is kept in
+ * @param release the one wanted; default: the newest there is, else what `linux-image-amd64` leads to
  * @throws Error naming the step that failed and the package to install by hand
  */
-export function debianKernel(cache: string): Kernel {
-  return kernelIn('/') ?? newestUnpacked(cache) ?? unpack(cache);
+export function debianKernel(cache: string, release?: string): Kernel {
+  return kernelIn('/', release) ?? newestUnpacked(cache, release) ?? unpack(cache, release);
 }
 
-function kernelIn(root: string): Kernel | undefined {
+function kernelIn(root: string, wanted?: string): Kernel | undefined {
   const boot = join(root, 'boot');
   if (!existsSync(boot)) return undefined;
   return readdirSync(boot)
     .filter((name) => name.startsWith('vmlinuz-'))
     .map((name) => name.slice('vmlinuz-'.length))
+    .filter((release) => wanted === undefined || release === wanted)
     .sort((a, b) => b.localeCompare(a, 'en', { numeric: true }))
     .map((release) => ({
       release,
@@ -47,22 +49,24 @@ function kernelIn(root: string): Kernel | undefined {
     );
 }
 
-function newestUnpacked(cache: string): Kernel | undefined {
+function newestUnpacked(cache: string, wanted?: string): Kernel | undefined {
   if (!existsSync(cache)) return undefined;
   return readdirSync(cache)
     .filter((name) => name.startsWith('linux-image-'))
     .sort((a, b) => b.localeCompare(a, 'en', { numeric: true }))
-    .map((name) => kernelIn(join(cache, name)))
+    .map((name) => kernelIn(join(cache, name), wanted))
     .find((kernel) => kernel !== undefined);
 }
 
-function unpack(cache: string): Kernel {
+function unpack(cache: string, wanted?: string): Kernel {
   mkdirSync(cache, { recursive: true });
   // A directory of its own, renamed at the end: an interrupted run leaves nothing that looks complete.
   const work = mkdtempSync(join(cache, 'unpack-'));
   try {
-    const depends = run('apt-cache', ['depends', META_PACKAGE]);
-    const name = /^\s*Depends: (linux-image-\S+)$/m.exec(depends)?.[1];
+    const name =
+      wanted === undefined
+        ? /^\s*Depends: (linux-image-\S+)$/m.exec(run('apt-cache', ['depends', META_PACKAGE]))?.[1]
+        : `linux-image-${wanted}`;
     if (!name)
       throw new Error(`apt knows no ${META_PACKAGE}: run apt-get update, or install a kernel`);
     run('apt-get', ['-qq', '-o', 'APT::Sandbox::User=root', 'download', name], work);

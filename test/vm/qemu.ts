@@ -38,6 +38,8 @@ import {
 export interface QemuOptions extends VmOptions {
   /** Directory that keeps an unpacked kernel between runs. */
   cacheDir: string;
+  /** Release of the Debian kernel to boot, or another kernel. Default: Debian's newest. */
+  kernel?: string | Kernel;
   /**
    * Count instructions: the guest's clock advances 4 ns with each instruction and stands still otherwise, so guest times repeat
    * to 1–2 % whatever the host does. Guest seconds then take two to four of the host's.
@@ -89,7 +91,10 @@ export async function runQemu(options: QemuOptions): Promise<VmResult> {
       'qemu-system-x86_64 is not installed; on Debian: apt-get install qemu-system-x86',
     );
   }
-  const kernel = debianKernel(options.cacheDir);
+  const kernel =
+    typeof options.kernel === 'object'
+      ? options.kernel
+      : debianKernel(options.cacheDir, options.kernel);
   const dir = mkdtempSync(join(tmpdir(), 'tcmu-qemu-'));
   const cleanUp = () => rmSync(dir, { recursive: true, force: true });
   process.once('exit', cleanUp); // A signal ends the process without the finally below.

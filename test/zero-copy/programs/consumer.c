@@ -5,6 +5,7 @@
  *     consumer /dev/uioN BYTES memory           a RAM disk: loads and stores
  *     consumer /dev/uioN BYTES null             GOOD to every READ and WRITE, no byte touched
  *     consumer /dev/uioN BYTES file PATH        pread and pwrite
+ *     consumer /dev/uioN BYTES direct PATH      the same with O_DIRECT, on the pages themselves
  *     consumer /dev/uioN BYTES probe PATH       a RAM disk that misbehaves by LBA: see probes[]
  *     consumer /dev/uioN BYTES hold             touches the data of a READ or WRITE and never completes it
  *
@@ -69,7 +70,7 @@ struct command {
   size_t bytes;
 };
 
-static int uio = -1, backing = -1;
+static int uio = -1, backing = -1, pinning = -1;
 static size_t map_bytes, disk_bytes;
 static uint8_t *map, *disk;
 static const char *mode, *path;
@@ -289,7 +290,7 @@ static int read_write(struct command *c, struct entry *e, uint64_t lba) {
   size_t offset = lba * BLOCK;
   if (offset + c->bytes > disk_bytes) return sense(e, 5, 0x21);
   if (mode[0] == 'n') return GOOD;
-  if (mode[0] == 'h') hold(c);
+  if (mode[0] == 'h' && c->bytes >= 64 << 10) hold(c);
 
   const unsigned probe = mode[0] == 'p' && offset / MIB < PROBES ? offset / MIB : 0;
   if (probe && writes == probes[probe].on_write) {
@@ -318,9 +319,16 @@ static int read_write(struct command *c, struct entry *e, uint64_t lba) {
   for (unsigned i = 0; i < c->count; i++) {
     uint8_t *data = at(c, i);
     const size_t bytes = c->iov[i].len;
-    if (backing >= 0 && mode[0] == 'f') {
-      const ssize_t done =
-          writes ? pwrite(backing, data, bytes, offset) : pread(backing, data, bytes, offset);
+    if (backing >= 0) {
+      const int fd = mode[0] == 'd' && c->kflags & KFLAG_ZERO_COPY ? pinning : backing;
+      const ssize_t done = writes ? pwrite(fd, data, bytes, offset) : pread(fd, data, bytes, offset);
+      if (fd == pinning) {
+        static unsigned good, refused;
+        if (done == (ssize_t)bytes && c->kflags & KFLAG_DIRECT_IO) good++;
+        else refused++;
+        printf("direct %u refused %u\n", good, refused);
+        fflush(stdout);
+      }
       if (done != (ssize_t)bytes) return sense(e, 3, writes ? 0x0c : 0x11);
     } else if (writes) {
       memcpy(disk + offset, data, bytes);
@@ -444,7 +452,7 @@ static void drain(void) {
 
 int main(int argc, char **argv) {
   if (argc < 4) {
-    fprintf(stderr, "usage: consumer /dev/uioN BYTES memory|null|file|probe|hold [PATH]\n");
+    fprintf(stderr, "usage: consumer /dev/uioN BYTES memory|null|file|direct|probe|hold [PATH]\n");
     return 2;
   }
   disk_bytes = strtoull(argv[2], NULL, 0);
@@ -461,8 +469,9 @@ int main(int argc, char **argv) {
   map = mmap(NULL, map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, uio, 0);
   if (map == MAP_FAILED) die("mmap");
   mb = (volatile struct mailbox *)map;
-  if (mode[0] == 'f') {
+  if (mode[0] == 'f' || mode[0] == 'd') {
     backing = file_for(0);
+    if (mode[0] == 'd') pinning = file_for(O_DIRECT);
   } else if (mode[0] != 'n') {
     disk = mmap(NULL, disk_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (disk == MAP_FAILED) die("disk");

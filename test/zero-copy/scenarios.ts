@@ -1,0 +1,539 @@
+/**
+ * What must hold on a kernel with the patches of `kernel/`, in the order they run in one boot.
+ *
+ * `consumer` is the handler in C of programs/consumer.c: the bare ring, for what a handler in JavaScript can't
+ * do or must not. Everything else is served by the file example as a user would start it.
+ */
+import assert from 'node:assert/strict';
+import type { FioJob, Kit, Served } from '../kernel/harness/kit.js';
+import { sleep } from '../kernel/harness/kit.js';
+import type { Proc } from '../kernel/harness/process.js';
+
+export interface Scenario {
+  readonly name: string;
+  readonly about: string;
+  /** Default 120. */
+  readonly timeoutSeconds?: number;
+  run(k: Kit): Promise<void>;
+}
+
+const MIB = 1 << 20;
+const SIZE = 64 * MIB;
+/** What the kernel's stock module says of every device: OOOC, READ_LEN, TMR, KEEP_BUF. */
+const STOCK_FLAGS = 15;
+const ZERO_COPY_FLAGS = 1 + 2 + 4 + 16 + 32;
+const consumer = `${process.env['TCMU_ZERO_COPY_BUILD']}/consumer`;
+const iqn = 'iqn.2026-01.org.example:zc';
+/** Of libiscsi's test families, those that move data. */
+const iscsiFamilies = [
+  'Read10',
+  'Read16',
+  'Write10',
+  'Write16',
+  'Verify10',
+  'WriteSame10',
+  'CompareAndWrite',
+  'OrWrite',
+  'Inquiry',
+];
+
+/** attrib/zc_stats. */
+async function statistics(k: Kit, name: string): Promise<Record<string, number>> {
+  const text = await k.out(`cat ${k.configfs.find(name)}/attrib/zc_stats`);
+  return Object.fromEntries(
+    text.split('\n').map((line) => [line.split(' ')[0], Number(line.split(' ')[1])]),
+  );
+}
+
+interface Consumed {
+  proc: Proc;
+  disk: string;
+  /** Removes everything, the consumer too. */
+  end(): Promise<void>;
+}
+
+/** A disk that the consumer serves. */
+async function consume(
+  k: Kit,
+  mode: string,
+  extra: readonly string[] = ['zero_copy=1'],
+): Promise<Consumed> {
+  const backstore = await k.configfs.create({ name: 'c0', size: SIZE, extra });
+  const proc = await startConsumer(k, mode);
+  const { disk, tpg } = await k.configfs.attachLoopback(backstore);
+  return {
+    proc,
+    disk,
+    async end() {
+      await k.configfs.detachLoopback(tpg);
+      await k.configfs.remove(backstore);
+      await proc.wait();
+    },
+  };
+}
+
+async function startConsumer(k: Kit, mode: string): Promise<Proc> {
+  const argv = [consumer, k.configfs.uio('c0'), String(SIZE), mode, '/dev/ram0'];
+  const proc = k.start(argv, { name: mode });
+  await proc.line(/^ready /);
+  return proc;
+}
+
+async function serveFile(
+  k: Kit,
+  more: readonly string[] = [],
+): Promise<Served & { image: string }> {
+  const image = `${k.dir}/disk.img`;
+  await k.sh(`truncate -s 64M ${image}`);
+  return { ...(await k.serve(image, ['--zero-copy', 'always', ...more])), image };
+}
+
+function verified(k: Kit, filename: string, job: Record<string, string | number>): Promise<FioJob> {
+  return k.fio({
+    filename,
+    ioengine: 'libaio',
+    direct: 1,
+    rw: 'randwrite',
+    iodepth: 16,
+    verify: 'crc32c',
+    verify_fatal: 1,
+    ...job,
+  });
+}
+
+function startLoad(k: Kit, disk: string, job: Record<string, string | number> = {}): Proc {
+  const args = k.fioArguments({
+    name: 'load',
+    filename: disk,
+    ioengine: 'libaio',
+    direct: 1,
+    rw: 'randrw',
+    bs: '64k',
+    iodepth: 16,
+    time_based: true,
+    runtime: 60,
+    ...job,
+  });
+  return k.start(['fio', ...args], { name: 'fio', echo: false });
+}
+
+/** Bytes of a file all have one value. */
+async function assertFilled(k: Kit, file: string, bytes: number, octal: string): Promise<void> {
+  assert.equal(await k.out(`stat -c %s ${file}`), String(bytes), `size of ${file}`);
+  assert.equal(
+    await k.out(`tr -d '\\${octal}' < ${file} | wc -c`),
+    '0',
+    `${file} is not all ${octal}`,
+  );
+}
+
+/** A READ(10) or WRITE(10) of 64 KiB at a MiB of the disk. */
+function cdb(opcode: string, mib: number): string {
+  const lba = ((mib * MIB) / 512).toString(16).padStart(8, '0').replace(/../g, '$& ');
+  return `${opcode} 00 ${lba} 00 00 80 00`;
+}
+
+async function initiate(k: Kit, disk: string): Promise<void> {
+  await k.sh(`head -c 65536 /dev/urandom > ${k.dir}/out`);
+  const write = async (mib: number): Promise<void> => {
+    await k.sh(`timeout 30 sg_raw -s 65536 -i ${k.dir}/out ${disk} ${cdb('2a', mib)}`);
+    await k.sh(`timeout 30 sg_raw -r 65536 -o ${k.dir}/in ${disk} ${cdb('28', mib)}`);
+    await k.sh(`cmp ${k.dir}/out ${k.dir}/in`);
+  };
+  // The order of probes[] in consumer.c.
+  for (const mib of [1, 2, 3, 4, 8, 9]) await write(mib);
+  await k.sh(`timeout 30 sg_raw -r 65536 -o ${k.dir}/short ${disk} ${cdb('28', 5)}`);
+  await assertFilled(k, `${k.dir}/short`, 32768, '132');
+  const failed = await k.sh(`timeout 30 sg_raw -r 65536 ${disk} ${cdb('28', 6)}`, {
+    anyCode: true,
+  });
+  assert.match(failed.stderr, /Medium Error/i);
+  await k.sh(`timeout 30 sg_raw -r 65536 -o ${k.dir}/unfilled ${disk} ${cdb('28', 7)}`);
+  await assertFilled(k, `${k.dir}/unfilled`, 65536, '000');
+}
+
+export const scenarios: readonly Scenario[] = [
+  {
+    name: 'default',
+    about: 'a device that does not ask for it is what the stock module makes',
+    async run(k) {
+      const { proc, disk, end } = await consume(k, 'memory', []);
+      assert.match(proc.output, new RegExp(`^ready flags=${STOCK_FLAGS} window=0\\+0$`, 'm'));
+      const uio = k.configfs.uio('c0').slice('/dev/'.length);
+      const size = await k.out(`cat /sys/class/uio/${uio}/maps/map0/size`);
+      assert.equal(Number(size), (8 + 1024) * MIB, 'the size of the mapping');
+      const dir = k.configfs.find('c0');
+      await verified(k, disk, { bs: '64k', size: '4M' });
+      assert.equal(await k.out(`cat ${dir}/attrib/zero_copy`), '0');
+      assert.deepEqual(new Set(Object.values(await statistics(k, 'c0'))), new Set([0]));
+      await end();
+      await k.configfs.create({ name: 'c0', size: SIZE });
+      await k.configfs.write(`${dir}/attrib/cmd_time_out`, '7');
+      assert.equal(await k.out(`cat ${dir}/attrib/cmd_time_out`), '7');
+      await k.configfs.remove(dir);
+    },
+  },
+  {
+    name: 'settings',
+    about: 'the time-out is 0 and stays so; what is wrong or too late is refused',
+    async run(k) {
+      const dir = await k.configfs.create({
+        name: 'c0',
+        size: SIZE,
+        extra: ['zero_copy=1', 'zc_area_mb=4'],
+      });
+      const refused = async (file: string, value: string): Promise<void> => {
+        const { code } = await k.sh(`printf %s '${value}' > ${dir}/${file}`, { anyCode: true });
+        assert.notEqual(code, 0, `${value} was taken by ${file}`);
+      };
+      assert.equal(await k.out(`cat ${dir}/attrib/cmd_time_out`), '0');
+      await refused('attrib/cmd_time_out', '30');
+      await k.configfs.write(`${dir}/attrib/cmd_time_out`, '0');
+      await refused('control', 'zero_copy=0');
+      await refused('control', 'zc_area_mb=8');
+      await refused('attrib/zero_copy', '0');
+      await refused('attrib/zc_scrub', '2');
+      assert.equal(await k.out(`cat ${dir}/attrib/zc_area_mb`), '4');
+      await k.configfs.remove(dir);
+      await k.sh(`mkdir -p ${dir}`);
+      await refused('control', 'zc_area_mb=0');
+      await refused('control', 'zero_copy=2');
+      await k.configfs.remove(dir);
+    },
+  },
+  {
+    name: 'access',
+    about:
+      'Data-Out is read-only; late touches fail in every mapping and process; short, failed and unfilled reads; KEEP_BUF and a scribbled entry do no harm',
+    async run(k) {
+      const { proc, disk, end } = await consume(k, 'probe');
+      assert.match(proc.output, new RegExp(`^ready flags=${ZERO_COPY_FLAGS} `, 'm'));
+      await initiate(k, disk);
+      const lines = proc.lines.filter((line) => line.startsWith('probe '));
+      assert.deepEqual(
+        lines.filter((line) => !/^probe \S+ ok$/.test(line)),
+        [],
+      );
+      const names = new Set(lines.map((line) => line.split(' ')[1]));
+      for (const name of ['read-only', 'late', 'elsewhere', 'direct', 'keep', 'scribble']) {
+        assert(names.has(name), `probe ${name} ran`);
+      }
+      const { denied = 0, nospace, cmds = 0 } = await statistics(k, 'c0');
+      assert(denied > 10 && nospace === 0 && cmds >= 15, 'statistics');
+      await end();
+    },
+  },
+  {
+    name: 'bidi',
+    about: 'a bidirectional command has both lists in the window, Data-In scrubbed',
+    async run(k) {
+      await k.sh('mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null; true');
+      await k.sh(`insmod ${process.env['TCMU_ZERO_COPY_BUILD']}/tcmu_bidi_test.ko`);
+      const { proc, disk, end } = await consume(k, 'probe');
+      for (const pages of [1, 16]) {
+        const bytes = pages * 4096;
+        const blocks = (bytes / 512).toString(16).padStart(4, '0').replace(/../, '$& ');
+        await k.sh(`head -c ${bytes} /dev/urandom > ${k.dir}/out`);
+        const command = `53 00 00 00 00 00 00 ${blocks} 00`;
+        await k.sh(`timeout 30 sg_raw -s ${bytes} -i ${k.dir}/out ${disk} ${command}`);
+        await k.sh(
+          `perl -e 'local $/; open F, "${k.dir}/out"; print ~<F>' | cmp - /sys/kernel/debug/tcmu_bidi_test/data_in`,
+        );
+      }
+      assert.deepEqual(
+        proc.lines.filter((line) => line.startsWith('probe ')),
+        ['probe bidi ok', 'probe bidi ok'],
+      );
+      await end();
+      await k.sh('rmmod tcmu_bidi_test');
+    },
+  },
+  {
+    name: 'window',
+    about: 'a 4 MiB window driven full: what finds no room is copied, nothing waits, all verifies',
+    async run(k) {
+      const { disk, end } = await consume(k, 'memory', ['zero_copy=1', 'zc_area_mb=4']);
+      await k.sh(`echo 1024 > /sys/block/${disk.slice('/dev/'.length)}/queue/max_sectors_kb`);
+      await verified(k, disk, { bs: '1M', size: '24M', iodepth: 16 });
+      const { cmds = 0, copied = 0, nospace = 0 } = await statistics(k, 'c0');
+      assert(cmds > 10 && nospace > 0 && copied >= nospace, 'commands of all kinds');
+      await end();
+    },
+  },
+  {
+    name: 'successor',
+    about: 'a handler killed with pages mapped: a new one finds them and the I/O goes on',
+    async run(k) {
+      const { proc, disk, end } = await consume(k, 'hold');
+      await k.sh(`head -c 1048576 /dev/urandom > ${k.dir}/data`);
+      const dd = k.start(
+        ['dd', `if=${k.dir}/data`, `of=${disk}`, 'bs=1M', 'seek=20', 'oflag=direct'],
+        { name: 'dd' },
+      );
+      await proc.line(/^holding /);
+      proc.kill('SIGKILL');
+      await proc.wait();
+      const next = await startConsumer(k, 'memory');
+      assert.equal((await dd.wait()).code, 0, dd.output);
+      await k.sh(
+        `dd if=${disk} bs=1M skip=20 count=1 iflag=direct status=none | cmp - ${k.dir}/data`,
+      );
+      await end();
+      await next.wait();
+    },
+  },
+  {
+    name: 'file.integrity',
+    about: 'the file example: aligned and unaligned, random sizes, O_DIRECT and page cache, ext4',
+    timeoutSeconds: 240,
+    async run(k) {
+      const { proc, disk, name, image } = await serveFile(k);
+      await verified(k, disk, { name: 'aligned', bsrange: '4k-1M', blockalign: '4k', size: '24M' });
+      await verified(k, disk, {
+        name: 'odd',
+        bsrange: '512-96k',
+        bs_unaligned: 1,
+        blockalign: 512,
+        size: '4M',
+      });
+      await verified(k, disk, {
+        name: 'cached',
+        direct: 0,
+        ioengine: 'sync',
+        iodepth: 1,
+        bsrange: '4k-128k',
+        size: '8M',
+        end_fsync: 1,
+      });
+      const { cmds = 0, copied = 0, denied } = await statistics(k, name);
+      assert(cmds > 100 && copied > 0, `both ways were taken: ${cmds} ${copied}`);
+      assert.equal(denied, 0, 'nothing was touched that must not be');
+      await k.sh(`mkfs.ext4 -q -F ${disk}`);
+      const dir = await k.mount(disk);
+      await k.sh(`cp -r lib docs ${dir}/ && sync && echo 3 > /proc/sys/vm/drop_caches`);
+      await k.sh(`diff -r lib ${dir}/lib && diff -r docs ${dir}/docs`);
+      await k.sh(`umount ${dir} && e2fsck -fn ${disk}`);
+      await proc.stop();
+      await k.sh(`e2fsck -fn ${image}`);
+    },
+  },
+  {
+    name: 'file.scrub-off',
+    about: 'a trusted handler: Data-In is not zeroed, and still nothing but the file is read',
+    async run(k) {
+      const { proc, disk, name, image } = await serveFile(k, ['--no-zero-copy-scrub']);
+      await k.sh(`head -c 8388608 /dev/urandom > ${k.dir}/data && cp ${k.dir}/data ${image}.half`);
+      await k.sh(`dd if=${k.dir}/data of=${disk} bs=1M oflag=direct status=none`);
+      await k.sh(`cmp -n 8388608 ${disk} ${k.dir}/data && cmp -n 8388608 ${image} ${k.dir}/data`);
+      assert.equal((await statistics(k, name))['scrubbed'], 0);
+      await proc.stop();
+    },
+  },
+  {
+    name: 'file.kill',
+    about: 'SIGKILL under load, a successor takes the device back, everything verifies',
+    async run(k) {
+      let { proc, disk, image } = await serveFile(k);
+      const fio = startLoad(k, disk, {
+        rw: 'randwrite',
+        time_based: 0,
+        runtime: 0,
+        size: '24M',
+        rate: '4m',
+        verify: 'crc32c',
+        verify_fatal: 1,
+      });
+      await sleep(3);
+      proc.kill('SIGKILL');
+      await proc.wait();
+      assert(fio.running, `fio waits: ${fio.output}`);
+      ({ proc, disk } = await k.serve(image, ['--zero-copy', 'always', '--recover']));
+      assert.equal((await fio.wait(90)).code, 0, fio.output);
+      await proc.stop();
+    },
+  },
+  {
+    name: 'file.reset',
+    about:
+      'reset_ring 1 and 2 and block_dev under load: nothing hangs, and the disk works afterwards',
+    timeoutSeconds: 180,
+    async run(k) {
+      const { proc, disk, name } = await serveFile(k);
+      const fio = startLoad(k, disk, { continue_on_error: 'all' });
+      const dir = k.configfs.find(name);
+      for (const level of ['1', '2', '1', '2']) {
+        await sleep(1);
+        await k.configfs.write(`${dir}/action/reset_ring`, level);
+      }
+      for (let round = 0; round < 3; round++) {
+        await k.configfs.write(`${dir}/action/block_dev`, '1');
+        await sleep(0.3);
+        await k.configfs.write(`${dir}/action/block_dev`, '0');
+        await sleep(0.3);
+      }
+      fio.kill('SIGINT');
+      await fio.wait(60);
+      await verified(k, disk, { bs: '64k', size: '4M' });
+      await proc.stop();
+    },
+  },
+  {
+    name: 'file.remove',
+    about: 'SIGTERM under load: the handler undoes everything, the initiator gets errors, no hang',
+    async run(k) {
+      const { proc, disk } = await serveFile(k);
+      const fio = startLoad(k, disk);
+      await sleep(3);
+      await proc.stop(60);
+      assert.notEqual((await fio.wait(60)).code, 0, 'the disk is gone under fio');
+    },
+  },
+  {
+    name: 'stray',
+    about:
+      "JavaScript stores into Data-Out: the initiator's memory is as it was, the device ends with a diagnosis that names the command",
+    async run(k) {
+      const { proc, ready } = await k.program('stray', ['c0']);
+      await k.sh(`head -c 65536 /dev/zero > ${k.dir}/zeros`);
+      const sg = k.start(
+        [
+          'timeout',
+          '60',
+          'sg_raw',
+          '-s',
+          '65536',
+          '-i',
+          `${k.dir}/zeros`,
+          ready['disk'] ?? '',
+          ...cdb('2a', 1).split(' '),
+        ],
+        { name: 'sg_raw' },
+      );
+      await proc.line(/^error ERR_TCMU_RING_MEMORY .*c0.*command id \d+ \(operation code 0x2a\)/);
+      proc.kill('SIGKILL');
+      await proc.wait();
+      const dir = k.configfs.find('c0');
+      await k.configfs.write(`${dir}/action/block_dev`, '1');
+      await k.configfs.write(`${dir}/action/reset_ring`, '2');
+      await k.configfs.write(`${dir}/action/block_dev`, '0');
+      const next = k.start([consumer, ready['uio'] ?? '', String(SIZE), 'memory'], {
+        name: 'next',
+      });
+      await next.line(/^ready /);
+      await sg.wait(60);
+      await k.sh(
+        `for l in $(find /sys/kernel/config/target/loopback -type l -lname '*/c0'); do t=\${l%/lun/*}; rm $l && rmdir \${l%/*} && rmdir $t && rmdir \${t%/*}; done`,
+      );
+      await k.configfs.remove(dir);
+      await next.wait();
+    },
+  },
+  {
+    name: 'iscsi',
+    about:
+      "over iSCSI the pages are the target core's: O_DIRECT on them, and libiscsi's suite scores as in copy mode",
+    timeoutSeconds: 300,
+    async run(k) {
+      await k.sh('mkfs.ext4 -q -F /dev/ram0');
+      const dir = await k.mount('/dev/ram0');
+      const image = `${dir}/disk.img`;
+      await k.sh(`truncate -s 32M ${image}`);
+      const scores: string[] = [];
+      for (const mode of ['always', 'never']) {
+        const { proc } = await (async () => {
+          const args = [
+            process.execPath,
+            'examples/file/dist/cli.js',
+            image,
+            '--name',
+            'i0',
+            '--direct',
+          ];
+          const fabric = ['--export', 'iscsi', '--iqn', iqn, '--anyone', '--zero-copy', mode];
+          const started = k.start([...args, ...fabric], { name: mode });
+          await started.line(/^ready /, 60);
+          return { proc: started };
+        })();
+        const url = `iscsi://127.0.0.1/${iqn}/0`;
+        const lines: string[] = [];
+        for (const family of iscsiFamilies) {
+          const { stdout } = await k.sh(
+            `timeout 60 iscsi-test-cu --dataloss --test=SCSI.${family} -s ${url}`,
+            { anyCode: true, quiet: true, timeoutSeconds: 70 },
+          );
+          lines.push(...stdout.split('\n').filter((line) => /passed|FAILED|tests .*\d/.test(line)));
+        }
+        scores.push(lines.map((line) => line.trim().replace(/\s+/g, ' ')).join('\n'));
+        if (mode === 'always') {
+          const { cmds = 0 } = await statistics(k, 'i0');
+          assert(cmds > 50, `commands were not copied: ${cmds}`);
+        }
+        await proc.stop();
+      }
+      k.log(scores[0] ?? '');
+      assert.match(scores[0] ?? '', /passed/, 'the suite ran');
+      assert.equal(scores[0], scores[1], 'the scores of zero copy and copy mode');
+      await k.sh(`umount ${dir}`);
+    },
+  },
+  {
+    name: 'iscsi.direct-io',
+    about: 'a handler in C opens its file with O_DIRECT: pages of the target core can be pinned',
+    async run(k) {
+      const backstore = await k.configfs.create({ name: 'c0', size: SIZE, extra: ['zero_copy=1'] });
+      const proc = await startConsumer(k, 'direct');
+      const tpg = `/sys/kernel/config/target/iscsi/${iqn}/tpgt_1`;
+      await k.sh(
+        `modprobe iscsi_target_mod && mkdir -p ${tpg}/lun/lun_0 ${tpg}/np/127.0.0.1:3260 && ln -s ${backstore} ${tpg}/lun/lun_0/store && cd ${tpg} && echo 0 > attrib/authentication && echo 1 > attrib/generate_node_acls && echo 1 > attrib/cache_dynamic_acls && echo 0 > attrib/demo_mode_write_protect && echo 1 > enable`,
+      );
+      const url = `iscsi://127.0.0.1/${iqn}/0`;
+      for (const family of ['Read10.Simple', 'Write10.Simple', 'Write16.Simple']) {
+        await k.sh(`timeout 60 iscsi-test-cu --dataloss --test=SCSI.${family} ${url}`, {
+          timeoutSeconds: 70,
+        });
+      }
+      const direct = proc.lines.filter((line) => /^direct /.test(line)).at(-1);
+      assert.match(direct ?? '', /^direct [1-9]\d* refused 0$/);
+      await k.sh(
+        `cd ${tpg} && echo 0 > enable && rm lun/lun_0/store && rmdir lun/lun_0 np/* && cd / && rmdir ${tpg} && rmdir /sys/kernel/config/target/iscsi/${iqn}`,
+      );
+      await k.configfs.remove(backstore);
+      await proc.wait();
+    },
+  },
+  {
+    name: 'runner',
+    about: 'tcmu-runner, unchanged, on such a device',
+    async run(k) {
+      await k.sh(`truncate -s 64M ${k.dir}/raw`);
+      const backstore = await k.configfs.create({
+        name: 'r0',
+        size: SIZE,
+        config: `qcow/${k.dir}/raw`,
+        extra: ['zero_copy=1'],
+      });
+      await k.sh('mkdir -p /run/dbus && (pgrep dbus-daemon || dbus-daemon --system --fork)');
+      const runner = k.start(['tcmu-runner'], { name: 'tcmu-runner', echo: false });
+      await k.waitFor(
+        'tcmu-runner to serve',
+        async () =>
+          (
+            await k.sh(`ls -l /proc/${runner.pid}/fd | grep -q /dev/uio`, {
+              anyCode: true,
+              quiet: true,
+            })
+          ).code === 0,
+      );
+      const { disk, tpg } = await k.configfs.attachLoopback(backstore);
+      await verified(k, disk, { bsrange: '4k-256k', blockalign: '4k', size: '16M' });
+      const { cmds = 0, denied } = await statistics(k, 'r0');
+      assert(cmds > 50, 'commands were not copied');
+      assert.equal(denied, 0);
+      await k.configfs.detachLoopback(tpg);
+      // It has switched the module's netlink replies on: it has to be there for the removal.
+      await k.configfs.remove(backstore);
+      runner.kill('SIGTERM');
+      await runner.wait();
+    },
+  },
+];

@@ -1,6 +1,6 @@
 /** Which Debian packages a purpose needs, which of them are missing, and whether this user can install them. */
 import { spawnSync } from 'node:child_process';
-import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
+import { accessSync, constants, existsSync, readdirSync, readFileSync } from 'node:fs';
 import { delimiter, isAbsolute, join } from 'node:path';
 
 /**
@@ -30,6 +30,13 @@ function isThere(probe) {
   if (probe.startsWith('nbdkit:')) {
     const plugin = probe.slice('nbdkit:'.length);
     return spawnSync('nbdkit', [plugin, '--dump-plugin']).status === 0;
+  }
+  if (probe.startsWith('headers:')) {
+    const prefix = `linux-headers-${probe.slice('headers:'.length)}.`;
+    return (
+      existsSync('/usr/src') &&
+      readdirSync('/usr/src').some((name) => name.startsWith(prefix) && name.endsWith('-amd64'))
+    );
   }
   return isAbsolute(probe) ? existsSync(probe) : hasCommand(probe);
 }

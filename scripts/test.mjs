@@ -119,6 +119,13 @@ function suites() {
       minutes: 5,
       count: lastLine,
     },
+    {
+      name: 'zero-copy',
+      about: "scenarios on Debian's kernel in QEMU, with the module of kernel/",
+      command: [process.execPath, 'scripts/test-zero-copy.mjs'],
+      minutes: 20,
+      count: lastLine,
+    },
   ];
   const examples = join(projectRoot, 'examples');
   for (const example of readdirSync(examples).sort()) {
@@ -191,7 +198,7 @@ function row(name, passed, failed, skipped, seconds, about) {
 }
 
 const { missing } = setupOrExit(
-  ['kernel', 'fuzz', 'peer', 'qemu', 'nbd', 's3'],
+  ['kernel', 'fuzz', 'peer', 'qemu', 'nbd', 's3', 'zero-copy'],
   '0 passed, 1 failed, 0 skipped',
 );
 rmSync(results, { recursive: true, force: true });

@@ -43,14 +43,7 @@ const result = await runQemu({
   memoryMb: Number(process.env['TCMU_ZERO_COPY_MEMORY'] ?? 2048),
   timeoutSeconds: Number(process.env['TCMU_ZERO_COPY_SECONDS'] ?? 900),
   // Not the stock target_core_user: ours takes its place.
-  modules: [
-    'configfs',
-    'target_core_mod',
-    'tcm_loop',
-    'sd_mod',
-    'sg',
-    'uio',
-  ],
+  modules: ['configfs', 'target_core_mod', 'tcm_loop', 'sd_mod', 'sg', 'uio'],
   hot: [
     process.execPath,
     join(root, 'dist'),

@@ -292,8 +292,8 @@ export const scenarios: readonly Scenario[] = [
       await verified(k, disk, {
         name: 'odd',
         bsrange: '512-96k',
-        bs_unaligned: 1,
         blockalign: 512,
+        iomem_align: 512,
         size: '4M',
       });
       await verified(k, disk, {

@@ -1,0 +1,29 @@
+/**
+ * npm run bench:zero-copy [-- --handlers null,file --jobs read-1024k-d1 --runtime 250 --minutes 90 --json FILE]: builds the
+ * module with zero copy, the handlers, and bench/zero-copy/main.ts; runs it.
+ */
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { projectRoot, setupOrExit } from '../../scripts/setup.mjs';
+import { buildZeroCopy, compile } from '../../scripts/zero-copy.mjs';
+
+setupOrExit(['kernel', 'bench', 'zero-copy']);
+const { out, release } = buildZeroCopy();
+compile(join(projectRoot, 'bench/zero-copy/peer.c'), join(out, 'peer'));
+const { build } = await import('esbuild');
+for (const name of ['main', 'handlers']) {
+  await build({
+    absWorkingDir: projectRoot,
+    entryPoints: [`bench/zero-copy/${name}.ts`],
+    outfile: join(out, `${name}.js`),
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    target: 'node20',
+    packages: 'external',
+    logLevel: 'warning',
+  });
+}
+process.chdir(projectRoot);
+process.argv.push('--release', release);
+await import(pathToFileURL(join(out, 'main.js')).href);

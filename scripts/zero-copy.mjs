@@ -29,7 +29,7 @@ function run(command, args) {
 
 /** Compiles one C file. */
 export function compile(source, target) {
-  run('gcc', ['-O2', '-Wall', '-Wextra', '-Werror', '-o', target, source]);
+  run('gcc', ['-O2', '-Wall', '-Wextra', '-Werror', '-pthread', '-o', target, source]);
 }
 
 /** The newest release of the series that headers are installed for. */

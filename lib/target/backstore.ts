@@ -111,6 +111,8 @@ export interface ZeroCopySettings {
   scrub?: boolean;
   /** Shorter commands are copied, in bytes. Kernel's default 0 (zc_min_bytes). */
   minBytes?: number;
+  /** Do without where the kernel module has no zero copy, instead of failing. `'auto'` is this alone. */
+  optional?: boolean;
 }
 
 /** attrib/zc_stats, since the device was enabled. */
@@ -151,7 +153,7 @@ export interface BackstoreSettings {
   taskManagement: boolean | undefined;
   writeCache: boolean;
   /** False without zero copy, or where the kernel module lacks it. */
-  zeroCopy: false | Required<ZeroCopySettings>;
+  zeroCopy: false | Required<Omit<ZeroCopySettings, 'optional'>>;
 }
 
 export class Backstore {
@@ -613,9 +615,10 @@ async function zeroCopySettings(
   wanted: BackstoreOptions['zeroCopy'] = false,
 ): Promise<ZeroCopySettings | undefined> {
   if (wanted === false) return;
-  if (wanted === 'auto' && !(await host.exists(`${path}/attrib/zero_copy`))) return;
+  const settings = typeof wanted === 'object' ? wanted : { optional: wanted === 'auto' };
+  if (settings.optional && !(await host.exists(`${path}/attrib/zero_copy`))) return;
   await requireZeroCopy(host, path);
-  return typeof wanted === 'object' ? wanted : {};
+  return settings;
 }
 
 async function requireZeroCopy(host: TargetHost, path: string): Promise<void> {

@@ -47,6 +47,8 @@ export interface QemuOptions extends VmOptions {
   icount?: boolean;
   /** Files and directories the command uses often; the shared libraries of executables among them come along. */
   hot?: readonly string[];
+  /** Virtual processors, without `icount`. Default 1. */
+  cpus?: number;
   /** Kernel parameters to add. */
   append?: string;
 }
@@ -58,7 +60,6 @@ const bootTools = ['sh', 'mount', 'insmod', 'chroot'];
 const machine = [
   ['-M', 'q35,hpet=off,usb=off,sata=off,smbus=off'],
   ['-cpu', 'max,la57=off,smap=off,smep=off,erms=off,fsrm=off'],
-  ['-smp', '1'],
   ['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none'],
 ].flat();
 const fast = ['-accel', 'tcg,thread=multi,tb-size=512'];
@@ -130,6 +131,7 @@ async function boot(qemu: string, kernel: Kernel, dir: string, options: QemuOpti
     [
       ...machine,
       ...(options.icount ? counting : fast),
+      ...['-smp', String(options.icount ? 1 : (options.cpus ?? 1))],
       ...['-m', String(options.memoryMb ?? 2048)],
       ...['-kernel', kernel.image, '-initrd', join(dir, 'initramfs')],
       ...['-append', `${parameters} ${options.append ?? ''}`],

@@ -8,11 +8,12 @@ import { fileURLToPath } from 'node:url';
 import { Kit } from '../kernel/harness/kit.js';
 import { within } from '../kernel/harness/process.js';
 import { kernelProblems } from '../vm/vm.js';
-import { scenarios } from './scenarios.js';
+import { faultInjection, scenarios } from './scenarios.js';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const parts = process.argv.slice(2);
-const chosen = scenarios.filter(
+const all = process.env['TCMU_ZERO_COPY_FAULTS'] ? [...scenarios, faultInjection] : scenarios;
+const chosen = all.filter(
   ({ name }) => parts.length === 0 || parts.some((part) => name.includes(part)),
 );
 let seen = 0;

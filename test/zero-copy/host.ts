@@ -7,7 +7,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Kernel } from '../vm/debian-kernel.js';
 import { runQemu } from '../vm/qemu.js';
-import { scenarios } from './scenarios.js';
+import { faultInjection, scenarios } from './scenarios.js';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = process.cwd();
@@ -15,6 +15,7 @@ const build = join(root, 'build/zero-copy');
 const [release = '', ...parts] = process.argv.slice(2);
 /** A kernel of one's own: its directory holds `image`, and the modules below `lib/modules/RELEASE`. */
 const directory = process.env['TCMU_ZERO_COPY_KERNEL'];
+const all = directory === undefined ? scenarios : [...scenarios, faultInjection];
 const kernel: string | Kernel =
   directory === undefined
     ? release
@@ -39,7 +40,11 @@ const result = await runQemu({
     join(here, 'guest.js'),
     ...parts,
   ],
-  env: { TCMU_ZERO_COPY_BUILD: build },
+  env: {
+    TCMU_ZERO_COPY_BUILD: build,
+    ...(directory === undefined ? {} : { TCMU_ZERO_COPY_FAULTS: '1' }),
+  },
+  cpus: 2,
   memoryMb: Number(process.env['TCMU_ZERO_COPY_MEMORY'] ?? 2048),
   timeoutSeconds: Number(process.env['TCMU_ZERO_COPY_SECONDS'] ?? 900),
   // Not the stock target_core_user: ours takes its place.
@@ -59,7 +64,7 @@ const result = await runQemu({
     if (verdict === undefined) return;
     if (verdict === 'pass') passed.add(name);
     else failed = name;
-    const about = scenarios.find((one) => one.name === name)?.about;
+    const about = all.find((one) => one.name === name)?.about;
     console.log(`${verdict}  ${name.padEnd(18)} ${seconds?.padStart(6)} s  ${about}`);
   },
 });
@@ -77,7 +82,7 @@ if (failed !== undefined) {
   console.log(result.output.split('\n').slice(-60).join('\n'));
   console.log(result.kernelLog.split('\n').slice(-20).join('\n'));
 }
-const expected = scenarios.filter(
+const expected = all.filter(
   ({ name }) => parts.length === 0 || parts.some((part) => name.includes(part)),
 ).length;
 console.log(`kernel ${release}, ${result.seconds.toFixed(0)} s`);

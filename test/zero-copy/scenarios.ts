@@ -152,6 +152,47 @@ async function initiate(k: Kit, disk: string): Promise<void> {
   await assertFilled(k, `${k.dir}/unfilled`, 65536, '000');
 }
 
+/** An iSCSI target that everybody may use; answers how to take it away. */
+async function exportIscsi(k: Kit, backstore: string): Promise<() => Promise<void>> {
+  const tpg = `/sys/kernel/config/target/iscsi/${iqn}/tpgt_1`;
+  await k.sh(
+    `modprobe iscsi_target_mod; mkdir -p ${tpg}/lun/lun_0 ${tpg}/np/127.0.0.1:3260 && ln -s ${backstore} ${tpg}/lun/lun_0/store && cd ${tpg} && echo 0 > attrib/authentication && echo 1 > attrib/generate_node_acls && echo 1 > attrib/cache_dynamic_acls && echo 0 > attrib/demo_mode_write_protect && echo 1 > enable`,
+  );
+  return async () => {
+    await k.sh(
+      `cd ${tpg} && echo 0 > enable && rm lun/lun_0/store && rmdir lun/lun_0 np/* && cd / && rmdir ${tpg} && rmdir /sys/kernel/config/target/iscsi/${iqn}`,
+    );
+  };
+}
+
+/** For kernels built to fail, with CONFIG_FAULT_INJECTION: `kernel/debug`. */
+export const faultInjection: Scenario = {
+  name: 'fault-injection',
+  about:
+    'allocations of the handler and the initiator fail at random: errors or retries, never a crash',
+  timeoutSeconds: 240,
+  async run(k) {
+    await k.sh('mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null; true');
+    const { proc, disk, end } = await consume(k, 'memory');
+    for (const knob of ['failslab', 'fail_page_alloc']) {
+      await k.sh(
+        `cd /sys/kernel/debug/${knob} && echo 1 > task-filter && echo 5 > probability && echo -1 > times && echo 0 > verbose && echo 0 > ignore-gfp-wait && if [ -e min-order ]; then echo 0 > min-order; fi`,
+      );
+    }
+    await k.sh(`echo 1 > /proc/${proc.pid}/make-it-fail`);
+    const fio = startLoad(k, disk, { bsrange: '4k-256k', continue_on_error: 'all', runtime: 20 });
+    await sleep(2);
+    await k.sh(`for p in $(pidof fio); do echo 1 > /proc/$p/make-it-fail; done`);
+    await fio.wait(120);
+    await k.sh(
+      `for k in failslab fail_page_alloc; do echo 0 > /sys/kernel/debug/$k/probability; done`,
+    );
+    assert(proc.running, 'the handler lives');
+    await verified(k, disk, { bs: '64k', size: '4M' });
+    await end();
+  },
+};
+
 export const scenarios: readonly Scenario[] = [
   {
     name: 'default',
@@ -429,6 +470,70 @@ export const scenarios: readonly Scenario[] = [
     },
   },
   {
+    name: 'threads',
+    about: 'several threads touch the pages of one command at once, on two processors',
+    async run(k) {
+      const { disk, end } = await consume(k, 'threads');
+      await verified(k, disk, { bsrange: '4k-256k', blockalign: '4k', size: '8M' });
+      const { denied, cmds = 0 } = await statistics(k, 'c0');
+      assert(cmds > 20 && denied === 0, 'statistics');
+      await end();
+    },
+  },
+  {
+    name: 'reset-race',
+    about: 'reset_ring as fast as it goes against a handler that completes: no hang, no warning',
+    async run(k) {
+      const { proc, disk, name } = await serveFile(k);
+      const fio = startLoad(k, disk, { bsrange: '4k-64k', continue_on_error: 'all' });
+      const dir = k.configfs.find(name);
+      await sleep(1);
+      await k.sh(
+        `for i in $(seq 60); do echo $((i % 2 + 1)) > ${dir}/action/reset_ring; cat ${dir}/attrib/zc_stats > /dev/null; done`,
+        { timeoutSeconds: 90 },
+      );
+      assert(proc.running, 'the handler lives');
+      fio.kill('SIGINT');
+      await fio.wait(60);
+      await verified(k, disk, { bs: '64k', size: '4M' });
+      await proc.stop();
+    },
+  },
+  {
+    name: 'pressure',
+    about:
+      'page cache over the disk while memory is short: reclaim writes to the device and it all ends',
+    timeoutSeconds: 180,
+    async run(k) {
+      const { disk, end } = await consume(k, 'memory');
+      await k.sh(`mkfs.ext4 -q -F ${disk}`);
+      const dir = await k.mount(disk);
+      // All but some 150 MiB of the machine's memory is taken.
+      const free = Number(
+        await k.out("awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo"),
+      );
+      const hog = k.start(
+        [
+          'perl',
+          '-e',
+          `my $x = "x" x (${Math.max(1, free - 150)} << 20); $| = 1; print "taken\n"; sleep 600`,
+        ],
+        { name: 'hog' },
+      );
+      await hog.line(/^taken/, 120);
+      for (let round = 0; round < 3; round++) {
+        await k.sh(
+          `head -c 41943040 /dev/zero | tr '\\0' '\\${1 + round}' > ${dir}/file && sync && echo 1 > /proc/sys/vm/drop_caches && tr -d '\\${1 + round}' < ${dir}/file | wc -c | grep -qx 0`,
+          { timeoutSeconds: 120 },
+        );
+      }
+      hog.kill('SIGKILL');
+      await hog.wait();
+      await k.sh(`umount ${dir} && e2fsck -fn ${disk}`);
+      await end();
+    },
+  },
+  {
     name: 'iscsi',
     about:
       "over iSCSI the pages are the target core's: O_DIRECT on them, and libiscsi's suite scores as in copy mode",
@@ -482,10 +587,7 @@ export const scenarios: readonly Scenario[] = [
     async run(k) {
       const backstore = await k.configfs.create({ name: 'c0', size: SIZE, extra: ['zero_copy=1'] });
       const proc = await startConsumer(k, 'direct');
-      const tpg = `/sys/kernel/config/target/iscsi/${iqn}/tpgt_1`;
-      await k.sh(
-        `modprobe iscsi_target_mod && mkdir -p ${tpg}/lun/lun_0 ${tpg}/np/127.0.0.1:3260 && ln -s ${backstore} ${tpg}/lun/lun_0/store && cd ${tpg} && echo 0 > attrib/authentication && echo 1 > attrib/generate_node_acls && echo 1 > attrib/cache_dynamic_acls && echo 0 > attrib/demo_mode_write_protect && echo 1 > enable`,
-      );
+      const remove = await exportIscsi(k, backstore);
       const url = `iscsi://127.0.0.1/${iqn}/0`;
       for (const family of ['Read10.Simple', 'Write10.Simple', 'Write16.Simple']) {
         await k.sh(`timeout 60 iscsi-test-cu --dataloss --test=SCSI.${family} ${url}`, {
@@ -494,9 +596,51 @@ export const scenarios: readonly Scenario[] = [
       }
       const direct = proc.lines.filter((line) => /^direct /.test(line)).at(-1);
       assert.match(direct ?? '', /^direct [1-9]\d* refused 0$/);
-      await k.sh(
-        `cd ${tpg} && echo 0 > enable && rm lun/lun_0/store && rmdir lun/lun_0 np/* && cd / && rmdir ${tpg} && rmdir /sys/kernel/config/target/iscsi/${iqn}`,
-      );
+      await remove();
+      await k.configfs.remove(backstore);
+      await proc.wait();
+    },
+  },
+  {
+    name: 'iscsi.kill',
+    about:
+      'SIGKILL with direct I/O on the pages in flight, and a reset under it: the next handler serves on',
+    timeoutSeconds: 180,
+    async run(k) {
+      const backstore = await k.configfs.create({ name: 'c0', size: SIZE, extra: ['zero_copy=1'] });
+      let proc = await startConsumer(k, 'direct');
+      const remove = await exportIscsi(k, backstore);
+      const url = `iscsi://127.0.0.1/${iqn}/0`;
+      for (const act of ['kill', 'reset']) {
+        const load = k.start(
+          ['timeout', '60', 'iscsi-perf', '-b', '256', '-m', '16', '-t', '8', url],
+          {
+            name: 'iscsi-perf',
+            echo: false,
+          },
+        );
+        await proc.line(/^direct \d+ refused/);
+        await sleep(1.5);
+        if (act === 'kill') {
+          proc.kill('SIGKILL');
+          await proc.wait();
+        } else {
+          proc.kill('SIGSTOP');
+        }
+        await k.configfs.write(`${backstore}/action/block_dev`, '1');
+        await k.configfs.write(`${backstore}/action/reset_ring`, '1');
+        if (act === 'reset') {
+          proc.kill('SIGKILL');
+          await proc.wait();
+        }
+        proc = await startConsumer(k, 'direct');
+        await k.configfs.write(`${backstore}/action/block_dev`, '0');
+        await load.wait(70);
+      }
+      await k.sh(`timeout 60 iscsi-test-cu --dataloss --test=SCSI.Write10.Simple ${url}`, {
+        timeoutSeconds: 70,
+      });
+      await remove();
       await k.configfs.remove(backstore);
       await proc.wait();
     },

@@ -58,13 +58,12 @@ async function serveAnew(
     ...(dataAreaMb === undefined ? {} : { dataAreaMiB: dataAreaMb }),
     ...(ringMb === undefined ? {} : { ringMiB: ringMb }),
     ...(timeout === undefined ? {} : { commandTimeout: timeout }),
-    zeroCopy: options.zeroCopy === 'always' || (options.zeroCopy === 'auto' && 'auto'),
+    zeroCopy: options.zeroCopy !== 'never' && {
+      optional: options.zeroCopy === 'auto',
+      scrub: options.zeroCopyScrub,
+    },
     ...(concurrency === undefined ? {} : { concurrency }),
   });
-  const { zeroCopy } = await served.backstore.settings();
-  if (zeroCopy && zeroCopy.scrub !== options.zeroCopyScrub) {
-    await served.backstore.setZeroCopy({ scrub: options.zeroCopyScrub });
-  }
   const netlink = await followConfigfs(served, store, warn);
   const reach =
     served.disk ??

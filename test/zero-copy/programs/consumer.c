@@ -3,6 +3,7 @@
  * benchmark compares handlers in TypeScript with.
  *
  *     consumer /dev/uioN BYTES memory           a RAM disk: loads and stores
+ *     consumer /dev/uioN BYTES threads          the same, each command's data moved by four threads at once
  *     consumer /dev/uioN BYTES null             GOOD to every READ and WRITE, no byte touched
  *     consumer /dev/uioN BYTES file PATH        pread and pwrite
  *     consumer /dev/uioN BYTES direct PATH      the same with O_DIRECT, on the pages themselves
@@ -17,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -277,6 +279,32 @@ static int sense(struct entry *e, uint8_t key, uint8_t asc) {
   return CHECK_CONDITION;
 }
 
+struct move {
+  uint8_t *to;
+  const uint8_t *from;
+  size_t bytes;
+};
+
+static void *move(void *argument) {
+  const struct move *m = argument;
+  memcpy(m->to, m->from, m->bytes);
+  return NULL;
+}
+
+/* The threads meet in the same pages at the same time: their faults race for the same PTEs. */
+static void move_by_threads(uint8_t *to, const uint8_t *from, size_t bytes) {
+  enum { THREADS = 4 };
+  pthread_t threads[THREADS];
+  struct move parts[THREADS];
+  for (int i = 0; i < THREADS; i++) {
+    const size_t start = bytes / THREADS * i;
+    const size_t end = i == THREADS - 1 ? bytes : start + bytes / THREADS;
+    parts[i] = (struct move){to + start, from + start, end - start};
+    if (pthread_create(&threads[i], NULL, move, &parts[i])) die("pthread_create");
+  }
+  for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+}
+
 static void hold(struct command *c) {
   volatile uint8_t seen = 0;
   for (size_t i = 0; i < c->bytes; i += PAGE) seen ^= at(c, 0)[i];
@@ -330,6 +358,9 @@ static int read_write(struct command *c, struct entry *e, uint64_t lba) {
         fflush(stdout);
       }
       if (done != (ssize_t)bytes) return sense(e, 3, writes ? 0x0c : 0x11);
+    } else if (mode[0] == 't') {
+      if (writes) move_by_threads(disk + offset, data, bytes);
+      else move_by_threads(data, disk + offset, bytes);
     } else if (writes) {
       memcpy(disk + offset, data, bytes);
     } else {
@@ -452,7 +483,7 @@ static void drain(void) {
 
 int main(int argc, char **argv) {
   if (argc < 4) {
-    fprintf(stderr, "usage: consumer /dev/uioN BYTES memory|null|file|direct|probe|hold [PATH]\n");
+    fprintf(stderr, "usage: consumer /dev/uioN BYTES memory|threads|null|file|direct|probe|hold [PATH]\n");
     return 2;
   }
   disk_bytes = strtoull(argv[2], NULL, 0);

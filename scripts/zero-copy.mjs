@@ -1,6 +1,6 @@
 /**
- * Builds what tests and benchmarks of zero copy need into build/zero-copy: the kernel module and the test module against the
- * installed linux-headers, and the handler in C.
+ * Builds what tests and benchmarks of zero copy need into build/zero-copy/RELEASE: the kernel module and the test module
+ * against the installed linux-headers, and the handler in C.
  */
 import { spawnSync } from 'node:child_process';
 import {
@@ -15,7 +15,6 @@ import {
 import { join } from 'node:path';
 import { projectRoot } from './setup.mjs';
 
-export const out = join(projectRoot, 'build/zero-copy');
 const kernelDir = join(projectRoot, 'kernel');
 
 /** Runs a step; ends the process when it fails. */
@@ -47,17 +46,15 @@ function newestHeaders(series) {
 export function buildZeroCopy() {
   const { TCMU_ZERO_COPY_HEADERS: headers, TCMU_ZERO_COPY_SOURCE: source } = process.env;
   const release = process.env.TCMU_ZERO_COPY_RELEASE ?? newestHeaders('6.1') ?? '6.1 of Debian';
+  const out = join(projectRoot, 'build/zero-copy', release);
   mkdirSync(join(out, 'bidi'), { recursive: true });
   compile(join(projectRoot, 'test/zero-copy/programs/consumer.c'), join(out, 'consumer'));
   const bidi = join(kernelDir, 'test/tcmu_bidi_test.c');
   const inputs = readdirSync(kernelDir, { recursive: true }).map((name) => join(kernelDir, name));
-  const stamp = join(out, `built-for-${release}`);
+  const stamp = join(out, 'built');
   if (existsSync(stamp)) {
     const { mtimeMs } = statSync(stamp);
     if (inputs.every((input) => statSync(input).mtimeMs < mtimeMs)) return { out, release };
-  }
-  for (const name of readdirSync(out).filter((file) => file.startsWith('built-for-'))) {
-    rmSync(join(out, name));
   }
   run(join(kernelDir, 'build.sh'), [
     ...['--kernel', release, '--out', out],

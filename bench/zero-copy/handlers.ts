@@ -22,6 +22,7 @@ function isWrite(command: ScsiCommand): boolean {
 }
 
 const nothing: CommandHandler = {
+  open: () => disk.open(),
   handle(command) {
     if (isRead(command) || isWrite(command)) command.complete();
     else return disk.handle(command);
@@ -36,6 +37,10 @@ class Peer implements CommandHandler {
   constructor(socket: Socket) {
     this.#socket = socket;
     socket.on('data', (chunk) => this.#receive(chunk));
+  }
+
+  open(): void | Promise<void> {
+    return disk.open();
   }
 
   #receive(chunk: Buffer): void {

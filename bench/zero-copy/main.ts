@@ -38,7 +38,7 @@ function bar(handler: string, mode: Mode, { rw, kib, depth }: Job): number | und
 
 const { values } = parseArgs({
   options: {
-    release: { type: 'string' },
+    release: { type: 'string', default: '' },
     handlers: { type: 'string', default: handlers.join(',') },
     jobs: { type: 'string', default: jobs.map(({ name }) => name).join(',') },
     runtime: { type: 'string', default: '250' },
@@ -50,7 +50,7 @@ const chosenHandlers = values.handlers.split(',');
 const chosenJobs = jobs.filter(({ name }) => values.jobs.split(',').includes(name));
 
 const root = process.cwd();
-const build = join(root, 'build/zero-copy');
+const build = join(root, 'build/zero-copy', values.release);
 const outDir = mkdtempSync(join(tmpdir(), 'tcmu-bench-'));
 process.once('exit', () => rmSync(outDir, { recursive: true, force: true }));
 const hot = [
@@ -63,7 +63,7 @@ const hot = [
 ];
 const result = await runQemu({
   command: ['bash', join(root, 'bench/zero-copy/guest.sh')],
-  ...(values.release === undefined ? {} : { kernel: values.release }),
+  kernel: values.release,
   cwd: root,
   cacheDir: join(root, 'build/vm'),
   icount: true,

@@ -11,8 +11,8 @@ import { faultInjection, scenarios } from './scenarios.js';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = process.cwd();
-const build = join(root, 'build/zero-copy');
 const [release = '', ...parts] = process.argv.slice(2);
+const build = join(root, 'build/zero-copy', release);
 /** A kernel of one's own: its directory holds `image`, and the modules below `lib/modules/RELEASE`. */
 const directory = process.env['TCMU_ZERO_COPY_KERNEL'];
 const all = directory === undefined ? scenarios : [...scenarios, faultInjection];

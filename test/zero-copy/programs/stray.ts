@@ -14,6 +14,7 @@ const [name = 'stray'] = process.argv.slice(2);
 const size = 64 << 20;
 const inner = new BlockDevice(new MemoryStore({ size }), { serial: name });
 const handler: CommandHandler = {
+  open: () => inner.open(),
   handle(command) {
     if (command.cdb[0] === 0x2a) {
       const [segment] = command.dataOut.segments();

@@ -446,7 +446,7 @@ export const scenarios: readonly Scenario[] = [
           '-i',
           `${k.dir}/zeros`,
           ready['disk'] ?? '',
-          ...cdb('2a', 1).split(' '),
+          ...cdb('2a', 1).split(/\s+/),
         ],
         { name: 'sg_raw' },
       );

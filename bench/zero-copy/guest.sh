@@ -64,8 +64,8 @@ for handler in $HANDLERS; do
     disk=$(basename /sys/block/sd*)
     echo none >"/sys/block/$disk/queue/scheduler"
     echo 1024 >"/sys/block/$disk/queue/max_sectors_kb"
-    measure "/dev/$disk" randrw 4k 1 500 /run/warm-up
-    measure "/dev/$disk" randrw 64k 16 500 /run/warm-up
+    measure "/dev/$disk" randrw 4k 1 $((2 * RUNTIME)) /run/warm-up
+    measure "/dev/$disk" randrw 64k 16 $((2 * RUNTIME)) /run/warm-up
     while read -r job rw bs depth; do
       measure "/dev/$disk" "$rw" "$bs" "$depth" "$RUNTIME" "/run/out/$handler.$mode.$job.json"
       kill -0 $pid 2>/dev/null || fail "$handler died: $(tail -n 20 /run/handler.log)"

@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { runQemu } from '../../test/vm/qemu.js';
 import { baseModules } from '../../test/vm/vm.js';
-import { parseFio } from '../disk.js';
+import { parseFio } from '../fio.js';
 
 const handlers = ['c-null', 'c-memory', 'c-file', 'null', 'file', 'socket'] as const;
 const modes = ['copy', 'scrub-on', 'scrub-off'] as const;

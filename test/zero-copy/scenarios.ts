@@ -24,14 +24,6 @@ const STOCK_FLAGS = 15;
 const ZERO_COPY_FLAGS = 1 + 2 + 4 + 16 + 32;
 const consumer = `${process.env['TCMU_ZERO_COPY_BUILD']}/consumer`;
 const iqn = 'iqn.2026-01.org.example:zc';
-/** Of libiscsi's test families, those that move data. */
-const iscsiFamilies = [
-  'Read10.Simple',
-  'Write10.Simple',
-  'WriteSame10.Simple',
-  'CompareAndWrite.Simple',
-  'Inquiry.Standard',
-];
 
 /** attrib/zc_stats. */
 async function statistics(k: Kit, name: string): Promise<Record<string, number>> {
@@ -523,54 +515,6 @@ export const scenarios: readonly Scenario[] = [
     },
   },
   {
-    name: 'iscsi',
-    about:
-      "over iSCSI the pages are the target core's: O_DIRECT on them, and libiscsi's suite scores as in copy mode",
-    timeoutSeconds: 300,
-    async run(k) {
-      await k.sh('mkfs.ext4 -q -F /dev/ram0');
-      const dir = await k.mount('/dev/ram0');
-      const image = `${dir}/disk.img`;
-      await k.sh(`truncate -s 32M ${image}`);
-      const scores: string[] = [];
-      for (const mode of ['always', 'never']) {
-        const { proc } = await (async () => {
-          const args = [
-            process.execPath,
-            'examples/file/dist/cli.js',
-            image,
-            '--name',
-            'i0',
-            '--direct',
-          ];
-          const fabric = ['--export', 'iscsi', '--iqn', iqn, '--anyone', '--zero-copy', mode];
-          const started = k.start([...args, ...fabric], { name: mode });
-          await started.line(/^ready /, 60);
-          return { proc: started };
-        })();
-        const url = `iscsi://127.0.0.1/${iqn}/0`;
-        const lines: string[] = [];
-        for (const family of iscsiFamilies) {
-          const { stdout } = await k.sh(
-            `timeout 60 iscsi-test-cu --dataloss --test=SCSI.${family} -s ${url}`,
-            { anyCode: true, quiet: true, timeoutSeconds: 70 },
-          );
-          lines.push(...stdout.split('\n').filter((line) => /passed|FAILED|tests .*\d/.test(line)));
-        }
-        scores.push(lines.map((line) => line.trim().replace(/\s+/g, ' ')).join('\n'));
-        if (mode === 'always') {
-          const { cmds = 0 } = await statistics(k, 'i0');
-          assert(cmds > 50, `commands were not copied: ${cmds}`);
-        }
-        await proc.stop();
-      }
-      k.log(scores[0] ?? '');
-      assert.match(scores[0] ?? '', /passed/, 'the suite ran');
-      assert.equal(scores[0], scores[1], 'the scores of zero copy and copy mode');
-      await k.sh(`umount ${dir}`);
-    },
-  },
-  {
     name: 'iscsi.direct-io',
     about: 'a handler in C opens its file with O_DIRECT: pages of the target core can be pinned',
     async run(k) {
@@ -585,50 +529,6 @@ export const scenarios: readonly Scenario[] = [
       }
       const direct = proc.lines.filter((line) => /^direct /.test(line)).at(-1);
       assert.match(direct ?? '', /^direct [1-9]\d* refused 0$/);
-      await remove();
-      await k.configfs.remove(backstore);
-      await proc.wait();
-    },
-  },
-  {
-    name: 'iscsi.kill',
-    about:
-      'SIGKILL with direct I/O on the pages in flight, and a reset under it: the next handler serves on',
-    timeoutSeconds: 180,
-    async run(k) {
-      const backstore = await k.configfs.create({ name: 'c0', size: SIZE, extra: ['zero_copy=1'] });
-      let proc = await startConsumer(k, 'direct');
-      const remove = await exportIscsi(k, backstore);
-      const url = `iscsi://127.0.0.1/${iqn}/0`;
-      for (const act of ['kill', 'reset']) {
-        const load = k.start(
-          ['timeout', '60', 'iscsi-perf', '-b', '256', '-m', '16', '-t', '8', url],
-          {
-            name: 'iscsi-perf',
-            echo: false,
-          },
-        );
-        await proc.line(/^direct \d+ refused/);
-        await sleep(1.5);
-        if (act === 'kill') {
-          proc.kill('SIGKILL');
-          await proc.wait();
-        } else {
-          proc.kill('SIGSTOP');
-        }
-        await k.configfs.write(`${backstore}/action/block_dev`, '1');
-        await k.configfs.write(`${backstore}/action/reset_ring`, '1');
-        if (act === 'reset') {
-          proc.kill('SIGKILL');
-          await proc.wait();
-        }
-        proc = await startConsumer(k, 'direct');
-        await k.configfs.write(`${backstore}/action/block_dev`, '0');
-        await load.wait(70);
-      }
-      await k.sh(`timeout 60 iscsi-test-cu --dataloss --test=SCSI.Write10.Simple ${url}`, {
-        timeoutSeconds: 70,
-      });
       await remove();
       await k.configfs.remove(backstore);
       await proc.wait();

@@ -195,4 +195,49 @@ export const sequences: Record<string, Sequence> = {
       await world.finish('reuse');
     },
   },
+
+  'data-area-full': {
+    settings: {},
+    async run(world) {
+      await world.send('most', read10(600 * KIB));
+      await world.sendWaiting('wait', write10(500 * KIB));
+      await world.sendWaiting('behind', TEST_UNIT_READY);
+      await world.finish('most');
+      await world.arrives('wait');
+      await world.arrives('behind');
+      await world.finish('wait');
+      await world.finish('behind');
+      await world.send('all', read10(1024 * KIB));
+      await world.finish('all');
+    },
+  },
+
+  padding: {
+    settings: {},
+    async run(world) {
+      // The ring is 8191 slots of 128 bytes.
+      await world.turn(8180);
+      const labels = Array.from({ length: 10 }, (_, i) => `hole${i}`);
+      for (const label of labels) await world.send(label, read10(4 * KIB));
+      for (const [i, label] of labels.entries()) if (i % 2 === 0) await world.finish(label);
+      // One slot is left before the end; this takes more.
+      await world.send('scattered', write10(40 * KIB));
+      world.look();
+      for (const [i, label] of labels.entries()) if (i % 2 === 1) await world.finish(label);
+      await world.finish('scattered');
+    },
+  },
+
+  'reset-ring': {
+    settings: {},
+    async run(world) {
+      await world.send('a', read10(4 * KIB));
+      await world.send('b', write10(4 * KIB));
+      await world.finish('a');
+      world.resetRing(2);
+      await world.ends('b');
+      await world.send('c', read10(4 * KIB));
+      await world.finish('c');
+    },
+  },
 };

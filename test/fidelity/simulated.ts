@@ -83,10 +83,6 @@ export class SimulatedWorld extends World {
       return false;
     }
   }
-  protected override async reconfigure(config: string): Promise<string> {
-    await this.#kernel.reconfigure({ config });
-    return this.#kernel.config;
-  }
   protected override async reads(count: number): Promise<void> {
     for (let i = 0; i < count; i++) {
       await this.#kernel.submit({ cdb: [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], dataInLength: 512 });

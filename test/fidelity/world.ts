@@ -78,7 +78,6 @@ export abstract class World {
   /** action/block_dev 1, reset_ring, block_dev 0. */
   protected abstract reset(level: 1 | 2): void;
   protected abstract freeKept(id: number): boolean;
-  protected abstract reconfigure(config: string): Promise<string>;
   /** `count` reads of 512 bytes, one after the other. */
   protected abstract reads(count: number): Promise<void>;
 
@@ -186,10 +185,6 @@ export abstract class World {
   release(label: string): void {
     const { id } = this.#entries.get(label) as CommandEntry;
     this.#note({ released: label, taken: this.freeKept(id) });
-  }
-
-  async rename(config: string): Promise<void> {
-    this.#note({ config: await this.reconfigure(config), head: this.#head(), tail: this.#tail() });
   }
 
   /** Drives the ring on by `count` commands of 128 bytes. */

@@ -129,10 +129,6 @@ class KernelWorld extends World {
       return false;
     }
   }
-  protected override async reconfigure(config: string): Promise<string> {
-    writeFileSync(join(this.#backstore, 'attrib/dev_config'), config);
-    return readFileSync(join(this.#backstore, 'attrib/dev_config'), 'latin1').trim();
-  }
   protected override async reads(count: number): Promise<void> {
     await kit.sh(`dd if=${this.#disk} of=/dev/null bs=512 iflag=direct count=${count}`, {
       quiet: true,

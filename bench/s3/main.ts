@@ -98,6 +98,8 @@ async function main(): Promise<number> {
   return checked.met ? 0 : 1;
 }
 
+// Servers are taken down when this process exits, which a signal alone would not make it do.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(130));
 try {
   process.exitCode = await main();
 } catch (error) {

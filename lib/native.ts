@@ -167,6 +167,15 @@ export interface NativeIo {
   seek(fd: number, position: number, whence: number, mode: number): number;
   /** ftruncate(2). */
   truncate(fd: number, length: number, mode: number): number;
+  /** copy_file_range(2), again until done or the source ends. Result: bytes copied. */
+  copy(
+    source: number,
+    sourcePosition: number,
+    fd: number,
+    position: number,
+    length: number,
+    mode: number,
+  ): number;
 }
 
 export interface NativeFileFacts {
@@ -237,7 +246,7 @@ export interface NativeAddon {
   contract: number;
 }
 
-export const CONTRACT = 2;
+export const CONTRACT = 3;
 export const EVENT_TMR = -1;
 export const EVENT_RESET = -2;
 export const CDB_STRIDE = 32;

@@ -128,6 +128,9 @@ for (const [name, mode] of [
     expect(await finish(io.datasync(fd, mode))).toBe(0);
     expect(await finish(io.truncate(fd, 100_000, mode))).toBe(0);
     expect(fstatSync(fd).size).toBe(100_000);
+    expect(await finish(io.copy(fd, 3, fd, 50_000, 5, mode))).toBe(5);
+    expect(await finish(io.read(target.subarray(0, 5), fd, 50_000, mode))).toBe(5);
+    expect(text(target.subarray(0, 5))).toBe('hello');
     expect(await finish(io.allocate(fd, 0, 100_000, 4096, mode))).toBe(0);
     expect(fstatSync(fd).size).toBe(104_096);
   });

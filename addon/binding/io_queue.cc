@@ -17,6 +17,7 @@ const char* callName(Operation::Kind kind) {
     case Operation::Kind::Allocate: return "fallocate";
     case Operation::Kind::Seek: return "lseek";
     case Operation::Kind::Truncate: return "ftruncate";
+    case Operation::Kind::Copy: return "copy_file_range";
   }
   return "";
 }
@@ -50,6 +51,7 @@ IoQueueObject::IoQueueObject(const Napi::CallbackInfo& info)
   bindMethod<&IoQueueObject::allocate>(self, this, "allocate");
   bindMethod<&IoQueueObject::seek>(self, this, "seek");
   bindMethod<&IoQueueObject::truncate>(self, this, "truncate");
+  bindMethod<&IoQueueObject::copy>(self, this, "copy");
   done_ = keepOn(self, "done", info[0].As<Napi::Function>());
   auto results = Napi::Float64Array::New(info.Env(), kResultPairs * 2);
   results_ = Napi::Persistent(results);
@@ -224,6 +226,18 @@ napi_value IoQueueObject::seek(const Arguments<4>& arguments) {
       .argument = arguments.int32(2),
   };
   return toNumber(arguments.env, submit(operation, arguments.uint32(3), nullptr, 0, nullptr));
+}
+
+napi_value IoQueueObject::copy(const Arguments<6>& arguments) {
+  Operation operation = {
+      .kind = Operation::Kind::Copy,
+      .fd = arguments.int32(2),
+      .length = arguments.size(4),
+      .position = static_cast<int64_t>(arguments.size(3)),
+      .argument = arguments.int32(0),
+      .source_position = static_cast<int64_t>(arguments.size(1)),
+  };
+  return toNumber(arguments.env, submit(operation, arguments.uint32(5), nullptr, 0, nullptr));
 }
 
 napi_value IoQueueObject::truncate(const Arguments<3>& arguments) {

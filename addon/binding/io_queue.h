@@ -67,6 +67,7 @@ class IoQueueObject : public Napi::ObjectWrap<IoQueueObject>,
   napi_value allocate(const Arguments<5>& arguments);
   napi_value seek(const Arguments<4>& arguments);
   napi_value truncate(const Arguments<3>& arguments);
+  napi_value copy(const Arguments<6>& arguments);
   napi_value moveBytes(Operation::Kind kind, const Arguments<4>& arguments);
 
   void stop() override;

@@ -102,6 +102,24 @@ int64_t Operation::transfer(int flags) {
   return moved;
 }
 
+// The file system shares the blocks if it can. Answers what it copied before an error, if anything.
+int64_t Operation::copy() {
+  // In pieces: one call for all of a large range can't be interrupted.
+  constexpr uint64_t kPiece = 64 << 20;
+  while (length > 0) {
+    loff_t from = source_position, to = position;
+    const int64_t result = retried(
+        [&] { return copy_file_range(argument, &from, fd, &to, std::min(length, kPiece), 0); });
+    if (result < 0) return moved > 0 ? moved : result;
+    if (result == 0) break;
+    moved += result;
+    source_position += result;
+    position += result;
+    length -= static_cast<uint64_t>(result);
+  }
+  return moved;
+}
+
 bool Operation::tryNow(int64_t& result) {
   result = transfer(RWF_NOWAIT);
   // Would wait; or the file system, or this kind of access, knows no RWF_NOWAIT.
@@ -121,6 +139,8 @@ int64_t Operation::run() {
       return seek(fd, position, argument);
     case Kind::Truncate:
       return retried([&] { return ftruncate(fd, static_cast<off_t>(length)); });
+    case Kind::Copy:
+      return copy();
   }
   return -EINVAL;
 }

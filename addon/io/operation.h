@@ -12,13 +12,14 @@
 namespace tcmu {
 
 struct Operation {
-  enum class Kind : uint8_t { Read, Write, Sync, Allocate, Seek, Truncate };
+  enum class Kind : uint8_t { Read, Write, Sync, Allocate, Seek, Truncate, Copy };
 
   Kind kind;
   int fd;
   // Read, Write: the part of `segments` that is still to be moved, and the file position it goes to.
   // Position -1: the descriptor's own, for pipes.
-  // Allocate: `position` and `length`; Seek: `position`; Truncate: `length`.
+  // Allocate: `position` and `length`; Seek: `position`; Truncate: `length`. Copy: `length` bytes at
+  // `source_position` of `argument`, a descriptor, to `position`.
   Segments segments;
   uint64_t offset;
   uint64_t length;
@@ -26,6 +27,7 @@ struct Operation {
   int argument;     // Allocate: FALLOC_FL_*; Seek: whence
   int64_t moved;    // bytes moved so far
   bool at_end;      // Read: the end of the file was met, what is left is zeroed already
+  int64_t source_position;
 
   // Blocks until it is done. The result: bytes moved, the position found, 0, or -errno.
   int64_t run();
@@ -38,6 +40,7 @@ struct Operation {
   int64_t transfer(int flags);
   int64_t bounce(int flags);
   int64_t zeroRest();
+  int64_t copy();
 };
 
 }  // namespace tcmu

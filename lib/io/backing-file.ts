@@ -206,6 +206,31 @@ export class BackingFile {
     }
   }
 
+  /**
+   * Copies a range of another file, or of another place of this one, inside the kernel
+   * (copy_file_range(2)): shared blocks where the file system can, never through this process.
+   *
+   * @returns bytes copied; fewer than `length` when the source ends, or failed later on
+   * @throws FileError `ERR_TCMU_IO`: EXDEV, EOPNOTSUPP or EINVAL where the two files can't be copied so
+   */
+  async copyFrom(
+    source: BackingFile,
+    sourcePosition: number,
+    position: number,
+    length: number,
+  ): Promise<number> {
+    source.#running++;
+    try {
+      const { fd } = source;
+      const queued = io.copy(fd, sourcePosition, this.fd, position, length, 0);
+      return await this.#run('copy into', queued);
+    } catch (error) {
+      throw wrapFileError('copy into', this.path, error);
+    } finally {
+      source.#settled();
+    }
+  }
+
   /** Sets the file's length. */
   async truncate(length: number): Promise<void> {
     await this.#run('truncate', io.truncate(this.fd, length, 0));

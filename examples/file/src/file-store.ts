@@ -85,6 +85,8 @@ export class FileStore implements BlockStore {
   readonly created: boolean;
   /** There only for files: block devices don't tell. */
   readonly blockStatus?: NonNullable<BlockStore['blockStatus']>;
+  /** There only for files. */
+  readonly copyFrom?: NonNullable<BlockStore['copyFrom']>;
   /** There only for thin files: what they take of the file system, and what is left there. */
   readonly space?: NonNullable<BlockStore['space']>;
 
@@ -130,6 +132,7 @@ export class FileStore implements BlockStore {
     if (kind === 'file' && facts.canPunch) this.space = () => this.#space();
     if (kind === 'file') {
       this.blockStatus = (position, length) => this.#extents(position, length);
+      this.copyFrom = (source, from, to, length) => this.#copy(source, from, to, length);
       this.#watch = setInterval(() => this.check(), WATCH_INTERVAL_MS).unref();
     }
     this.#sync = new GroupSync(
@@ -327,6 +330,19 @@ export class FileStore implements BlockStore {
       : sense.writeError({ cause });
   }
 
+  /** Shares blocks with, or lets the kernel copy from, another file; nothing where it can't. */
+  async #copy(source: BlockStore, from: number, to: number, length: number): Promise<number> {
+    if (!(source instanceof FileStore) || source.kind !== 'file') return 0;
+    this.#assertWritable(to + length);
+    let copied = 0;
+    const could = await supported(async () => {
+      copied = await this.#buffered.copyFrom(source.#buffered, from, to, length);
+    }, UNCOPIABLE);
+    if (!could) return 0;
+    if (!this.writeCache) await this.#sync.sync();
+    return copied - (copied % this.blockSize);
+  }
+
   /** Makes a range read as zeros, by the cheapest way that file system and request allow. */
   async #zero(
     position: number,
@@ -394,17 +410,22 @@ export class FileStore implements BlockStore {
 }
 
 /** Whether an operation was carried out; false when file system or device don't have it. */
-async function supported(operation: () => MaybePromise<void>): Promise<boolean> {
+async function supported(
+  operation: () => MaybePromise<void>,
+  refusals = UNSUPPORTED,
+): Promise<boolean> {
   try {
     await operation();
     return true;
   } catch (error) {
-    if (UNSUPPORTED.has((error as FileError).errno ?? '')) return false;
+    if (refusals.has((error as FileError).errno ?? '')) return false;
     throw error;
   }
 }
 
 const UNSUPPORTED = new Set(['EOPNOTSUPP', 'ENOTSUP', 'ENOSYS', 'ENOTTY']);
+/** What copy_file_range(2) says of files that it can't copy between. */
+const UNCOPIABLE = new Set([...UNSUPPORTED, 'EXDEV', 'EINVAL']);
 
 async function openOrCreate(
   path: string,

@@ -249,10 +249,49 @@ function openFiles(dir: string): string[] {
   return links.filter((link) => link.startsWith(dir));
 }
 
+it('nothing is copied where the kernel can not, or between other kinds of store', async () => {
+  const [one, two] = await Promise.all(
+    folders.map((folder) => open(join(scratch(folder), 'file'), { size: MiB })),
+  );
+  // On different file systems.
+  expect(await one?.store.copyFrom?.(two?.store as FileStore, 0, 0, 4096, request())).toBe(0);
+  expect(await one?.store.copyFrom?.({ size: MiB } as FileStore, 0, 0, 4096, request())).toBe(0);
+  await one?.store.close();
+  await two?.store.close();
+});
+
 describe.each(folders)('data in %s', (folder) => {
   const dir = scratch(folder);
   let count = 0;
   const fresh = () => join(dir, `data-${count++}`);
+
+  it('is copied from another file, and within one, by the kernel', async () => {
+    const { store } = await open(fresh(), { size: 8 * MiB });
+    const { store: other } = await open(fresh(), { size: 4 * MiB });
+    const bytes = Buffer.from(Array.from({ length: MiB }, (_, i) => (i * 31) & 0xff));
+    await write(other, 512, bytes);
+    const reads = vi.spyOn(other, 'read');
+    expect(await store.copyFrom?.(other, 512, 3 * MiB, MiB, request())).toBe(MiB);
+    expect(reads).not.toHaveBeenCalled();
+    expect(await readAll(store, 3 * MiB, MiB)).toEqual(bytes);
+    expect(await store.copyFrom?.(store, 3 * MiB, 6 * MiB, MiB, request())).toBe(MiB);
+    expect(await readAll(store, 6 * MiB, MiB)).toEqual(bytes);
+    // A source that was cut: what is there, in whole blocks.
+    truncateSync(other.path, MiB + 100);
+    expect(await store.copyFrom?.(other, 0, 0, 2 * MiB, request())).toBe(MiB);
+    await store.flush();
+    await store.close();
+    await other.close();
+  });
+
+  it('is not copied past the end of a disk, nor to one for reading', async () => {
+    const path = fresh();
+    const { store } = await open(path, { size: MiB });
+    await expect(
+      failure(async () => store.copyFrom?.(store, 0, MiB, 4096, request())),
+    ).resolves.toMatchObject(WRITE_ERROR);
+    await store.close();
+  });
 
   it('is where the file has it', async () => {
     const path = fresh();

@@ -171,6 +171,7 @@ async function backstorePart(): Promise<void> {
     netlinkReply: -1,
     taskManagement: true,
     writeCache: true,
+    zeroCopy: false,
   });
   assert.equal(backstore.uio?.mapSize, 66 * MIB);
   assert.deepEqual(await listUio(), [backstore.uio]);

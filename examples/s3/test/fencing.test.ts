@@ -1,11 +1,78 @@
 /** Two writers on one disk: the store decides, and the older one is out. */
 import { describe, expect, it } from 'vitest';
+import { checkDisk, readingParts } from '../src/engine/admin.js';
 import type { S3Disk } from '../src/s3-disk.js';
-import { causeOf, create, failure, KiB, MiB, Model, open, readAll, write } from './support/disk.js';
+import {
+  causeOf,
+  create,
+  failure,
+  KiB,
+  MiB,
+  Model,
+  open,
+  PREFIX,
+  readAll,
+  requestsOf,
+  write,
+} from './support/disk.js';
 import { type Fate, MemoryBucket } from './support/memory-objects.js';
 import { randomNumbers } from './support/random.js';
 
 const block = (value: number): Buffer => Buffer.alloc(4 * KiB, value);
+
+/** Writes numbers to the first block, each flushed, as fast as it can, until it can't; tells which were. */
+function hammer(disk: S3Disk, from = 0): { readonly flushed: number; ended: Promise<void> } {
+  const state = { flushed: from, ended: Promise.resolve() };
+  state.ended = (async () => {
+    for (let value = from + 1; ; value++) {
+      const bytes = block(1);
+      bytes.writeUInt32LE(value);
+      try {
+        await write(disk, 0, bytes, true);
+      } catch {
+        return;
+      }
+      state.flushed = value;
+    }
+  })();
+  return state;
+}
+
+const numberIn = async (disk: S3Disk): Promise<number> =>
+  (await readAll(disk, 0, 4096)).readUInt32LE();
+
+const segments = (bucket: MemoryBucket): string[] => bucket.keys('disks/d0/s/');
+
+async function expectSound(bucket: MemoryBucket): Promise<void> {
+  const parts = await readingParts(requestsOf(bucket.connect()), PREFIX, undefined);
+  expect((await checkDisk(parts)).problems).toEqual([]);
+}
+
+/** Somebody loses a claim to `first`, puts up a fence, and dies. @returns the fence's key */
+async function deadTakersFence(bucket: MemoryBucket, first: S3Disk): Promise<string> {
+  const taker = bucket.connect(77);
+  let step: 'claim' | 'losing' | 'fence' | 'done' = 'claim';
+  let fence = '';
+  bucket.fate = async (operation, key): Promise<Fate> => {
+    if (operation !== 'put' || !key.includes('/s/')) return 'good';
+    if (step === 'claim') {
+      step = 'losing';
+      await write(first, 0, block(50), true);
+      step = 'fence';
+    } else if (step === 'fence') {
+      step = 'done';
+      fence = key;
+    }
+    return 'good';
+  };
+  taker.onRequest = () => {
+    if (bucket.objects.has(fence)) taker.kill(0);
+  };
+  open(taker).catch(() => {});
+  await expect.poll(() => taker.dead).toBe(true);
+  bucket.fate = () => 'good';
+  return fence;
+}
 
 async function bucketWithDisk(): Promise<MemoryBucket> {
   const bucket = new MemoryBucket();
@@ -134,6 +201,65 @@ describe('a second writer', () => {
     },
   );
 
+  it.each([
+    [1, 'a long log', { logLimit: 1e9, segmentLimit: 1e5 }],
+    [2, 'a long log', { logLimit: 1e9, segmentLimit: 1e5 }],
+    [3, 'checkpoints at every turn', { segmentLimit: 24 }],
+    [4, 'checkpoints at every turn', { segmentLimit: 24 }],
+    [5, 'checkpoints at every turn', { segmentLimit: 100 }],
+  ] as const)(
+    'gets in from far away, past one beside the bucket (seed %i, %s)',
+    async (seed, _, limits) => {
+      const bucket = await bucketWithDisk();
+      const first = await open(bucket.connect(seed, 1), { uploads: 16, ...limits });
+      const hammering = hammer(first);
+      await expect.poll(() => hammering.flushed).toBeGreaterThan(50);
+      const second = await open(bucket.connect(seed + 10, 200));
+      const { flushed } = hammering;
+      await hammering.ended;
+      // None was flushed after that, and all before are seen.
+      expect(hammering.flushed).toBe(flushed);
+      expect(await numberIn(second)).toBeGreaterThanOrEqual(flushed);
+      expect(first.failure?.code).toBe('ERR_TCMU_S3_FENCED');
+      await first.close();
+      const more = hammer(second, 1e6);
+      await expect.poll(() => more.flushed).toBeGreaterThan(1e6 + 5);
+      await second.close();
+      await more.ended;
+      const third = await open(bucket.connect());
+      expect(third.epoch).toBe(3);
+      expect(await numberIn(third)).toBeGreaterThanOrEqual(more.flushed);
+      await third.close();
+    },
+  );
+
+  it.each([1, 2, 3, 4])('races others from far away past one at work (seed %i)', async (seed) => {
+    const bucket = await bucketWithDisk();
+    const limits = seed % 2 === 0 ? { segmentLimit: 40 } : {};
+    const first = await open(bucket.connect(seed, 1), { uploads: 16, ...limits });
+    const hammering = hammer(first);
+    await expect.poll(() => hammering.flushed).toBeGreaterThan(20);
+    const opened = await Promise.all(
+      [0, 1, 2].map((i) => open(bucket.connect(seed * 10 + i, 40 + 40 * i))),
+    );
+    await hammering.ended;
+    const newest = opened.reduce((a, b) => (b.epoch > a.epoch ? b : a));
+    expect(new Set(opened.map(({ epoch }) => epoch)).size).toBe(3);
+    expect(await numberIn(newest)).toBeGreaterThanOrEqual(hammering.flushed);
+    for (const disk of opened) {
+      const flushed = write(disk, 8192, block(9), true).then(
+        () => true,
+        () => false,
+      );
+      expect(await flushed).toBe(disk === newest);
+    }
+    for (const disk of [first, ...opened]) await disk.close();
+    const again = await open(bucket.connect());
+    expect(await numberIn(again)).toBeGreaterThanOrEqual(hammering.flushed);
+    expect((await readAll(again, 8192, 4096)).equals(block(9))).toBe(true);
+    await again.close();
+  });
+
   it.each([1, 2, 3, 4, 5, 6])('races others, and one of them is left (seed %i)', async (seed) => {
     const bucket = await bucketWithDisk();
     const opened = await Promise.all([0, 1, 2, 3].map((i) => open(bucket.connect(seed * 10 + i))));
@@ -225,5 +351,110 @@ describe('a store that ignores conditions', () => {
     expect(await causeOf(() => forced.flush())).toBe('ERR_TCMU_S3_FENCED');
     await rival.close();
     await forced.close();
+  });
+});
+
+describe('a fence left by somebody who died behind it', () => {
+  it('ends the writer that comes to it, and is passed by whoever comes after', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1), { logLimit: MiB });
+    const follower = await open(bucket.connect(3), { mode: 'follow' });
+    const fence = await deadTakersFence(bucket, first);
+    const hammering = hammer(first);
+    await hammering.ended;
+    expect(hammering.flushed).toBeGreaterThan(0);
+    expect(first.failure).toMatchObject({ code: 'ERR_TCMU_S3_FENCED', path: fence });
+    expect(first.failure?.message).toContain('another writer is taking over');
+    await first.close();
+    await follower.refresh();
+    expect(await numberIn(follower)).toBe(hammering.flushed);
+
+    const second = await open(bucket.connect(2));
+    expect(second.epoch).toBe(2);
+    expect(await numberIn(second)).toBe(hammering.flushed);
+    await second.snapshot('over');
+    await write(second, 4096, block(6), true);
+    await follower.refresh();
+    expect((await readAll(follower, 4096, 4096)).equals(block(6))).toBe(true);
+    await follower.close();
+    await second.checkpoint();
+    await second.collect();
+    // It stays, for the first one may have slept.
+    expect(segments(bucket)).toContain(fence);
+    await second.close();
+    await expectSound(bucket);
+    const snapshot = await open(bucket.connect(), { snapshot: 'over' });
+    expect(await numberIn(snapshot)).toBe(hammering.flushed);
+    await snapshot.close();
+    const third = await open(bucket.connect());
+    expect(third.epoch).toBe(3);
+    expect((await readAll(third, 4096, 4096)).equals(block(6))).toBe(true);
+    await third.close();
+  });
+
+  it('is in nobody’s way who opens the disk before a writer came to it', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1));
+    await deadTakersFence(bucket, first);
+    await write(first, 0, block(2), true);
+    await first.close();
+    const second = await open(bucket.connect(2));
+    for (let i = 0; i < 100; i++) await write(second, i * 4096, block(i + 3), true);
+    await second.close();
+    await expectSound(bucket);
+  });
+
+  it.each([1, 2, 3, 4, 5, 6])('may be where a checkpoint cuts the log (limit %i)', async (more) => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1), { logLimit: 1e9 });
+    await deadTakersFence(bucket, first);
+    const hammering = hammer(first);
+    await hammering.ended;
+    await first.close();
+    // Half of them stay: the cut is at the last segments of the first writer, the fence, or the claim.
+    const all = segments(bucket).length;
+    const second = await open(bucket.connect(2), { logLimit: 1e9, segmentLimit: 2 * more });
+    for (let i = 1; i < all; i++) {
+      await write(second, 4096 * i, block(i), true);
+      if (bucket.keys('disks/d0/m/').length > 0) break;
+    }
+    await expect.poll(() => bucket.keys('disks/d0/m/').length).toBe(1);
+    const expected = await readAll(second);
+    await second.close();
+    const third = await open(bucket.connect(3));
+    expect(third.epoch).toBe(3);
+    expect((await readAll(third)).equals(expected)).toBe(true);
+    await third.close();
+  });
+
+  it('that came too late, into a slot collected long ago, deceives nobody', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1), { logLimit: 1e9 });
+    await write(first, 0, block(1), true);
+    let step: 'claim' | 'losing' | 'fence' | 'done' = 'claim';
+    bucket.fate = async (operation, key): Promise<Fate> => {
+      if (operation !== 'put' || !key.includes('/s/')) return 'good';
+      if (step === 'claim') {
+        step = 'losing';
+        await write(first, 0, block(2), true);
+        step = 'fence';
+      } else if (step === 'fence') {
+        // It is on its way: its slot is filled, put into chunks and deleted before it arrives.
+        step = 'done';
+        for (let i = 0; i < 60; i++) await write(first, i * 4096, block(i + 3), true);
+        await first.checkpoint();
+        await write(first, 60 * 4096, block(99), true);
+        expect(bucket.objects.has(key)).toBe(false);
+      }
+      return 'good';
+    };
+    const second = await open(bucket.connect(2));
+    const seen = await readAll(second, 0, 61 * 4096);
+    for (let i = 0; i < 60; i++) expect(seen[i * 4096]).toBe(i + 3);
+    expect(seen[60 * 4096]).toBe(99);
+    await write(first, 0, block(7));
+    expect(await causeOf(() => first.flush())).toBe('ERR_TCMU_S3_FENCED');
+    await second.close();
+    await first.close();
   });
 });

@@ -27,7 +27,7 @@ import { RUN } from './log-index.js';
 import type { LogWriter } from './log-writer.js';
 import { chunkName, leafName, manifestName, segmentName } from './names.js';
 import type { Requests } from './requests.js';
-import { framesOf } from './segment.js';
+import { FENCE_EPOCH, framesOf } from './segment.js';
 
 /** Chunks put together at a time. */
 const PARALLEL = 4;
@@ -128,6 +128,7 @@ export class Checkpointer {
     let { cutEpoch, cutWriter } = old;
     for (const [slot, { header }] of this.#parts.image.segments) {
       if (slot >= cut) break;
+      if (header.epoch === FENCE_EPOCH) continue;
       ({ epoch: cutEpoch, writer: cutWriter } = header);
     }
     return { cutEpoch, cutWriter };
@@ -148,7 +149,8 @@ export class Checkpointer {
       if (load > LOAD_LIMIT && cut > image.map.manifest.cut) break;
       bytes -= header.length;
       segments--;
-      cut = slot + 1;
+      // Behind a claim, slots are left out.
+      cut = header.next;
     }
     return cut;
   }

@@ -4,7 +4,7 @@
  * A chunk or leaf made for checkpoint b and replaced at checkpoint d is in the manifests b to d - 1 and in
  * no other, so it is needed by the pins of those alone: no manifest has to be read to know. Pins are listed
  * after the checkpoint is in the log and before anything is deleted; who takes a snapshot looks, after
- * its pin is there, whether a newer manifest has appeared, and begins anew if so. Claims are never deleted.
+ * its pin is there, whether a newer manifest has appeared, and begins anew if so. Claims and fences are never deleted.
  */
 import { type BlobCodec, BlobKind, decodeHead, HEADER_BYTES } from './blob.js';
 import { ChunkMap, type Manifest } from './chunk-map.js';

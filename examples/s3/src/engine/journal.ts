@@ -76,7 +76,8 @@ export class Journal {
   readonly #log: Log;
   readonly #found: { readonly owner: Owner; readonly changes: readonly Found[] } | undefined;
   #owner: Owner | undefined;
-  #claims = 0;
+  /** Of the newest writer when we looked. */
+  #epoch = 0;
   #end = 0;
   #number = 0;
   #pending: Noted[] = [];
@@ -173,7 +174,7 @@ export class Journal {
    * @throws DiskError `journal`
    */
   check(state: DiskState, discard: boolean): void {
-    this.#claims = state.claims.length;
+    this.#epoch = state.epoch;
     const lacking = this.#lacking(state);
     if (lacking.length === 0 || discard) {
       if (this.#found !== undefined) (this.#found.changes as Found[]).length = 0;
@@ -190,8 +191,8 @@ export class Journal {
     }
   }
 
-  /** A writer's segments count up to the claim of the next one. */
-  #lacking({ slot, claims }: DiskState): readonly Found[] {
+  /** A writer's segments count up to the claim of the next one, or the fence before it. */
+  #lacking({ slot, claims }: { slot: number; claims: readonly number[] }): readonly Found[] {
     if (this.#found === undefined) return [];
     const { owner, changes } = this.#found;
     if (owner.disk !== this.#disk.id) return changes;
@@ -209,24 +210,21 @@ export class Journal {
     apply: (change: Change) => Promise<void>,
     settle: () => Promise<void>,
   ): Promise<number> {
-    const changes = this.#found?.changes ?? [];
-    if (changes.length > 0 && claimed.claims.length !== this.#claims + 1) {
+    const changes = this.#lacking(claimed);
+    if (changes.length > 0 && claimed.epoch !== this.#epoch + 1) {
       throw this.#error('another writer opened the disk at the same moment; open it again');
     }
-    const before = claimed.claims.at(-1) as number;
-    let count = 0;
-    for (const { slot, position, length, type, data } of changes) {
-      if (slot < before) continue;
-      count++;
+    for (const { position, length, type, data } of changes) {
       if (type === TYPE.size) await apply({ type: 'size', size: position });
       else if (type === TYPE.zero) await apply({ type: 'zero', position, length });
       else await apply({ type: 'data', position, length, data });
     }
-    if (count > 0) await settle();
+    if (changes.length > 0) await settle();
     const { epoch, writer } = claimed;
-    this.#owner = { disk: this.#disk.id, writer, epoch, claim: before, first: 0 };
+    const claim = claimed.claims.at(-1) as number;
+    this.#owner = { disk: this.#disk.id, writer, epoch, claim, first: 0 };
     this.#empty();
-    return count;
+    return changes.length;
   }
 
   /** Only when nothing in it is needed: a crash in between leaves an empty journal. */

@@ -27,6 +27,19 @@ export interface ReadSegment {
   readonly records: readonly LogRecord[];
 }
 
+/** Slots that exist from `slot` on, in order. */
+export async function listSlots(
+  requests: Requests,
+  prefix: string,
+  slot: number,
+): Promise<number[]> {
+  const startAfter = `${prefix}/${segmentName(slot)}`.slice(0, -1);
+  const found = await requests.list(`${prefix}/s/`, { startAfter });
+  return found
+    .map(({ key }) => slotOf(key.slice(prefix.length + 1)) ?? -1)
+    .filter((known) => known >= slot);
+}
+
 export class LogReader {
   readonly #requests: Requests;
   readonly #codec: BlobCodec;
@@ -44,11 +57,7 @@ export class LogReader {
 
   /** Slots that exist from `slot` on, in order; remembered for fetching ahead. */
   async survey(slot: number): Promise<readonly number[]> {
-    const startAfter = `${this.#prefix}/${segmentName(slot)}`.slice(0, -1);
-    const found = await this.#requests.list(`${this.#prefix}/s/`, { startAfter });
-    this.#known = found
-      .map(({ key }) => slotOf(key.slice(this.#prefix.length + 1)) ?? -1)
-      .filter((known) => known >= slot);
+    this.#known = await listSlots(this.#requests, this.#prefix, slot);
     this.#ahead.clear();
     return this.#known;
   }

@@ -6,9 +6,9 @@
  * - Segments are uploaded side by side but count in order: `durable` is the first slot that may be missing,
  *   and a flush is answered when it is past everything appended before.
  * - Every slot is created under If-None-Match. Whoever opens the disk for writing claims the first slot
- *   that is missing, so the upload that loses ends this writer for good: every waiting and later write
- *   and flush fails with `fenced`. No more than `WINDOW` slots are under way from the first missing one
- *   on, and a claim leaves that many free behind itself: late uploads of an old writer fill slots that
+ *   that is missing, or puts a fence into a later one, so the upload that loses ends this writer for good:
+ *   every waiting and later write and flush fails with `fenced`. No more than `WINDOW` slots are under way from the first missing one
+ *   on, and a claim or fence leaves that many free behind itself: late uploads of an old writer fill slots that
  *   nobody reads.
  * - While the bucket does not answer, uploads are tried again for ever; callers wait, at most as long as
  *   they are patient, and are told `unreachable` or `refused`. Their data stays and goes out later.
@@ -21,7 +21,7 @@ import { type BlobCodec, BlobKind, decodeHead, type EncodedBlob, HEADER_BYTES } 
 import { DiskError } from './errors.js';
 import { segmentName } from './names.js';
 import { isRefusal, isTransient, type Requests, unreachable } from './requests.js';
-import { framesOf, MAX_RECORD_BLOCKS, OpenSegment, RecordType } from './segment.js';
+import { FENCE_EPOCH, framesOf, MAX_RECORD_BLOCKS, OpenSegment, RecordType } from './segment.js';
 import type { SegmentFacts } from './segment-facts.js';
 
 /** Slots that may be on their way at a time, from the first that is missing. Part of the format. */
@@ -509,7 +509,7 @@ export class LogWriter {
 function fenced(key: string, theirs: number, ours: number): DiskError {
   return new DiskError(
     'fenced',
-    `${key}: another writer has opened the disk (epoch ${theirs}, ours is ${ours}); this one is finished. Its writes since the last flush are not in the disk`,
+    `${key}: another writer ${theirs === FENCE_EPOCH ? 'is taking over' : `has opened the disk (epoch ${theirs}, ours is ${ours})`}; this one is finished. Its writes since the last flush are not in the disk`,
     { operation: 'write', path: key },
   );
 }

@@ -11,12 +11,12 @@ import { type BlobCodec, type BlobIdentity, BlobKind } from './blob.js';
 import { ChunkMap, decodeManifest, type Manifest } from './chunk-map.js';
 import { DiskImage, type ImageParts } from './disk-image.js';
 import { DiskError, damaged, Gone } from './errors.js';
-import { LogReader } from './log-reader.js';
+import { LogReader, listSlots } from './log-reader.js';
 import { WINDOW } from './log-writer.js';
 import { manifestName, segmentName, versionOf } from './names.js';
 import type { DiskRecord, Pin } from './records.js';
 import type { Requests } from './requests.js';
-import { RecordType } from './segment.js';
+import { FENCE_EPOCH, RecordType } from './segment.js';
 
 export interface OpeningParts extends Omit<ImageParts, 'geometry'> {
   readonly disk: DiskRecord;
@@ -28,8 +28,9 @@ export interface OpeningParts extends Omit<ImageParts, 'geometry'> {
 export const NO_WRITER = '0'.repeat(16);
 
 const MAX_ATTEMPTS = 20;
-/** Slots claimed at once when another writer is faster than us. */
-const CLAIMS = WINDOW;
+/** How far ahead of the last slot that is known a fence is put first; each time it comes too late, twice that. */
+const FENCE_AHEAD = 2 * WINDOW;
+const FENCE_AHEAD_MOST = 64 * WINDOW;
 
 /** A manifest by its name. @throws Gone; DiskError `damaged` */
 export async function loadManifest(
@@ -80,7 +81,12 @@ export class DiskState {
   slot: number;
   epoch: number;
   writer: string;
+  /** And fences. */
   readonly claims: number[];
+  readonly #ends = new Map<number, number>();
+  /** Highest slot that was ever seen taken. */
+  #lastKnown = 0;
+  #behindFence = false;
   /** Whether the log says that the manifest counts. */
   committed: boolean;
 
@@ -103,8 +109,21 @@ export class DiskState {
     return this.image.map.manifest;
   }
 
-  survey(): Promise<readonly number[]> {
-    return this.#reader.survey(this.slot);
+  /** Lists what there is from here on, and fetches it ahead. */
+  async survey(): Promise<readonly number[]> {
+    const known = await this.#reader.survey(this.slot);
+    this.#lastKnown = Math.max(this.#lastKnown, known.at(-1) ?? 0);
+    return known;
+  }
+
+  /** The highest slot that is known to be taken; 0: none. */
+  get lastKnown(): number {
+    return Math.max(this.#lastKnown, this.slot - 1);
+  }
+
+  /** Slot of the claim or fence that ended the writer of an epoch, if we came by. */
+  endOf(epoch: number): number | undefined {
+    return this.#ends.get(epoch);
   }
 
   /** @param end slot to stop before. @returns segments applied. @throws Gone; DiskError */
@@ -114,21 +133,30 @@ export class DiskState {
       const segment = await this.#reader.read(this.slot);
       if (segment === undefined) break;
       const { header } = segment.facts;
-      if (header.epoch < this.epoch || header.next <= this.slot) {
-        throw damaged(
-          `${this.#parts.prefix}/${segmentName(this.slot)}`,
-          `epoch ${header.epoch} comes after ${this.epoch}`,
-        );
+      const key = `${this.#parts.prefix}/${segmentName(this.slot)}`;
+      const isClaim = segment.records.length === 0;
+      const isFence = isClaim && header.epoch === FENCE_EPOCH;
+      if ((header.epoch < this.epoch && !isFence) || header.next <= this.slot) {
+        throw damaged(key, `epoch ${header.epoch} comes after ${this.epoch}`);
       }
-      if (segment.records.length === 0) this.claims.push(this.slot);
+      if (isClaim) {
+        this.claims.push(this.slot);
+        if (!this.#ends.has(this.epoch)) this.#ends.set(this.epoch, this.slot);
+      } else if (this.#behindFence) {
+        // The fence came so late that its slot had been collected: we have missed a newer manifest.
+        throw new Gone(key);
+      }
       this.image.apply(segment);
       for (const { type, block: n } of segment.records) {
         if (type !== RecordType.checkpoint) continue;
         if (n > this.manifest.n) await this.#adopt(n, header.epoch);
         if (n === this.manifest.n && header.epoch === this.manifest.epoch) this.committed = true;
       }
-      this.epoch = header.epoch;
-      this.writer = header.writer;
+      if (!isFence) {
+        this.epoch = header.epoch;
+        this.writer = header.writer;
+      }
+      this.#behindFence = isFence;
       this.slot = header.next;
     }
     return count;
@@ -188,29 +216,55 @@ async function attempt<T>(prefix: string, run: () => Promise<T | undefined>): Pr
 }
 
 /**
- * The state at the end of the log.
+ * The state at the end of the log, as it was at some moment meanwhile: a writer at work may be faster than
+ * we follow.
  * @throws DiskError `damaged`, `unreachable`, `key`
  */
 export function loadState(parts: OpeningParts): Promise<DiskState> {
+  const seen: { hole?: number } = {};
+  return attempt(parts.prefix, () => tryLoad(parts, seen));
+}
+
+/**
+ * @param seen of the attempt before
+ * @returns undefined when the log went away under us: it is being written
+ */
+async function tryLoad(
+  parts: OpeningParts,
+  seen: { hole?: number },
+): Promise<DiskState | undefined> {
   const { requests, codec, prefix, disk } = parts;
-  return attempt(prefix, async () => {
-    const candidates = await listManifests(requests, prefix);
-    const initial = { n: 0, epoch: disk.initial ?? 0 };
+  const candidates = await listManifests(requests, prefix);
+  const before = candidates[0];
+  const isStillNewest = async (): Promise<boolean> => {
+    const now = (await listManifests(requests, prefix))[0];
+    return now?.n === before?.n && now?.epoch === before?.epoch;
+  };
+  const initial = { n: 0, epoch: disk.initial ?? 0 };
+  try {
     for (const { n, epoch } of [...candidates.filter(({ n }) => n > 0), initial]) {
       const manifest = await loadManifest(requests, codec, prefix, disk, n, epoch);
       const state = new DiskState(parts, manifest);
       const known = await state.survey();
-      await state.advance();
+      await state.advance(state.lastKnown + 1);
       if (!state.committed) continue;
       // A hole in the log is its end, unless what was there has been collected meanwhile.
-      const now = (await listManifests(requests, prefix))[0];
-      const before = candidates[0];
-      if (now?.n !== before?.n || now?.epoch !== before?.epoch) return undefined;
+      if (!(await isStillNewest())) return undefined;
+      // Or a newer manifest didn't count when we looked, and does now. If it does not when we look again,
+      // nothing was collected for it.
+      const isNewest = before === undefined || (n === before.n && epoch === before.epoch);
+      if (!isNewest && state.slot < (known.at(-1) ?? 0) && state.slot !== seen.hole) {
+        seen.hole = state.slot;
+        return undefined;
+      }
       await state.assertEnd(known.filter((slot) => slot > state.slot));
       return state;
     }
-    throw damaged(`${prefix}/m/`, 'no manifest is valid');
-  });
+  } catch (error) {
+    if (!(error instanceof Gone) || (await isStillNewest())) throw error;
+    return undefined;
+  }
+  throw damaged(`${prefix}/m/`, 'no manifest is valid');
 }
 
 /** The state a pin keeps. @throws DiskError `damaged` */
@@ -252,49 +306,76 @@ export async function probeFencing(requests: Requests, prefix: string, id: strin
 }
 
 /**
- * Makes us the one writer: claims the first missing slot, after everything that is there has been
- * applied. From then on no older writer gets anything in.
+ * Makes us the one writer: claims the first missing slot, after everything before it has been applied. From
+ * then on no older writer gets anything in.
+ *
+ * A writer that is faster than we may fill that slot first, again and again, or collect what we are
+ * reading. Then a fence goes up ahead of the log: the older one can't pass it, so we come to the end.
  */
 export async function claim(
   parts: OpeningParts,
   writer: string,
   conditional: boolean,
 ): Promise<DiskState> {
-  const { requests, prefix } = parts;
-  let width = 1;
-  let state: DiskState | undefined;
+  const { requests, codec, prefix, disk } = parts;
+  const identity = { kind: BlobKind.segment, n: 0, writer };
+  const seen: { hole?: number } = {};
+  let fence = 0;
+  let isBusy = false;
   return attempt(prefix, async () => {
-    const begun = state ?? (await loadState(parts));
-    // Unless we come to the end of this attempt, the next one begins anew.
-    state = undefined;
-    const first = begun.slot;
-    const epoch = begun.epoch + 1;
-    const next = first + width - 1 + WINDOW;
-    const won = await Promise.all(
-      Array.from({ length: width }, (_, i) => {
-        const identity = { kind: BlobKind.segment, number: first + i, n: 0, epoch, writer };
-        return claimSlot(parts, identity, next, conditional);
-      }),
-    );
-    const ours = won.indexOf(true);
-    const mine = first + ours;
-    width = CLAIMS;
-    await begun.advance(ours < 0 ? Number.POSITIVE_INFINITY : mine + 1);
-    if (ours < 0 || begun.claims.at(-1) !== mine || begun.writer !== writer) {
-      state = begun;
-      return undefined;
+    if (isBusy) fence = await placeFence(parts, 1, identity, conditional);
+    const state = await tryLoad(parts, seen);
+    isBusy = state === undefined;
+    if (state === undefined) return undefined;
+    for (let fences = 0; ; ) {
+      const mine = state.slot;
+      // Neither what an old writer has under way nor a fence, ours or one left behind, is in our way.
+      const next = Math.max(mine + WINDOW, fence + 1, state.lastKnown + 1);
+      const ours = { ...identity, number: mine, epoch: state.epoch + 1 };
+      if (await claimSlot(parts, ours, next, conditional)) {
+        await state.advance(mine + 1);
+        if (state.writer !== writer || state.claims.at(-1) !== mine) return undefined;
+        break;
+      }
+      if (mine > fence) {
+        if (fences++ === MAX_ATTEMPTS) return undefined;
+        fence = await placeFence(parts, mine, identity, conditional);
+      }
+      await state.survey();
+      await state.advance(fence + 1);
     }
-    // If what we claimed is long past, it had been collected: a manifest covers it.
+    // Whether all that we came along was still the log when we came: a newer manifest tells what has been
+    // collected. It covers none of its writer's slots behind the writer's end.
+    const mine = state.claims.at(-1) as number;
     for (const { n, epoch: by } of await listManifests(requests, prefix)) {
-      if (n <= begun.manifest.n) break;
-      const { codec, disk } = parts;
+      if (n <= state.manifest.n) break;
       const newer = await loadManifest(requests, codec, prefix, disk, n, by);
-      if (newer.cut <= mine) continue;
-      await requests.delete([`${prefix}/${segmentName(mine)}`]);
+      if (newer.cut <= (state.endOf(by) ?? mine)) continue;
+      // Where it covers our slot nobody comes by any more; else it stays the end of that writer.
+      if (newer.cut > mine) await requests.delete([`${prefix}/${segmentName(mine)}`]);
       return undefined;
     }
-    return begun;
+    return state;
   });
+}
+
+/** @param from a slot up to which the log is known. @returns the fence's: no writer of now gets past it */
+async function placeFence(
+  parts: OpeningParts,
+  from: number,
+  identity: Pick<BlobIdentity, 'kind' | 'n' | 'writer'>,
+  conditional: boolean,
+): Promise<number> {
+  for (let ahead = FENCE_AHEAD; ; ahead = Math.min(2 * ahead, FENCE_AHEAD_MOST)) {
+    const taken = await listSlots(parts.requests, parts.prefix, from);
+    const slot = (taken.at(-1) ?? from) + ahead;
+    const fence = { ...identity, number: slot, epoch: FENCE_EPOCH };
+    const isUp = claimSlot(parts, fence, slot + WINDOW, conditional).catch((error: unknown) => {
+      if (error instanceof Gone) return false;
+      throw error;
+    });
+    if (await isUp) return slot;
+  }
 }
 
 async function claimSlot(
@@ -306,13 +387,16 @@ async function claimSlot(
   const { requests, codec, prefix } = parts;
   const key = `${prefix}/${segmentName(identity.number)}`;
   const blob = await codec.encode(identity, [], next);
-  if (!conditional) {
-    try {
-      await requests.head(key);
-      return false;
-    } catch (error) {
-      if (failureKind(error) !== 'not-found') throw error;
+  try {
+    if (!conditional) {
+      const there = await requests.head(key).catch((error: unknown) => {
+        if (failureKind(error) !== 'not-found') throw error;
+      });
+      if (there !== undefined) return false;
     }
+    return await requests.claim(key, blob.parts);
+  } catch (error) {
+    // Taken when we came, and collected when we looked by whom.
+    throw failureKind(error) === 'not-found' ? new Gone(key) : error;
   }
-  return requests.claim(key, blob.parts);
 }

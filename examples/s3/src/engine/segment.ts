@@ -5,6 +5,10 @@
  * Records, 16 bytes: u8 type, u32 blocks at 4, f64 at 8: the block on the disk; for `resize` the blocks
  * that the disk has from now on; for `checkpoint` the number of the manifest, of the segment's own epoch,
  * that counts from now on. A claim is a segment without records: the first of its epoch.
+ *
+ * A fence is a claim that claims nothing: its epoch is that of no writer. Whoever opens the disk puts it far
+ * ahead of a writer at work, which ends there; readers go on behind it, where only a claim, or another fence,
+ * can follow.
  */
 import type { DataOut } from 'tcmu';
 import { damaged } from './errors.js';
@@ -21,6 +25,9 @@ export interface LogRecord {
 const RECORD_BYTES = 16;
 /** Most blocks one record counts. */
 export const MAX_RECORD_BLOCKS = 0xffffffff;
+
+/** Epoch of a fence; writers count from 1. */
+export const FENCE_EPOCH = 0;
 
 /** The segment that is being filled. Data is copied in once, from where the initiator has it. */
 export class OpenSegment {

@@ -45,9 +45,9 @@ export class MemoryBucket {
     return [...this.objects.keys()].filter((key) => key.startsWith(prefix)).sort();
   }
 
-  /** A client. @param seed of how long its requests take */
-  connect(seed = 1): MemoryClient {
-    return new MemoryClient(this, seed);
+  /** A client. @param seed of how long its requests take; @param turns they take at most */
+  connect(seed = 1, turns = 4): MemoryClient {
+    return new MemoryClient(this, seed, turns);
   }
 }
 
@@ -55,6 +55,7 @@ export class MemoryClient implements ObjectStore {
   readonly description = 'memory';
   readonly #bucket: MemoryBucket;
   readonly #random: () => number;
+  readonly #turns: number;
   #dead = false;
   #dying = 0;
   /** Requests of this client so far. */
@@ -62,7 +63,8 @@ export class MemoryClient implements ObjectStore {
   /** Called before each request; may kill the client. */
   onRequest: (() => void) | undefined;
 
-  constructor(bucket: MemoryBucket, seed: number) {
+  constructor(bucket: MemoryBucket, seed: number, turns: number) {
+    this.#turns = turns;
     this.#bucket = bucket;
     this.#random = randomNumbers(seed);
   }
@@ -82,7 +84,7 @@ export class MemoryClient implements ObjectStore {
     this.#bucket.requests++;
     this.onRequest?.();
     if (this.#dead) return new Promise<T>(() => {});
-    const turns = Math.floor(this.#random() * 4);
+    const turns = Math.floor(this.#random() * this.#turns);
     for (let i = 0; i < turns; i++) await new Promise((resolve) => setImmediate(resolve));
     if (this.#dead) {
       if (this.#random() < this.#dying) {

@@ -1,4 +1,7 @@
 /** Two writers on one disk: the store decides, and the older one is out. */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { checkDisk, readingParts } from '../src/engine/admin.js';
 import type { S3Disk } from '../src/s3-disk.js';
@@ -49,7 +52,11 @@ async function expectSound(bucket: MemoryBucket): Promise<void> {
 }
 
 /** Somebody loses a claim to `first`, puts up a fence, and dies. @returns the fence's key */
-async function deadTakersFence(bucket: MemoryBucket, first: S3Disk): Promise<string> {
+async function deadTakersFence(
+  bucket: MemoryBucket,
+  first: S3Disk,
+  win = (): Promise<void> => write(first, 0, block(50), true),
+): Promise<string> {
   const taker = bucket.connect(77);
   let step: 'claim' | 'losing' | 'fence' | 'done' = 'claim';
   let fence = '';
@@ -57,7 +64,7 @@ async function deadTakersFence(bucket: MemoryBucket, first: S3Disk): Promise<str
     if (operation !== 'put' || !key.includes('/s/')) return 'good';
     if (step === 'claim') {
       step = 'losing';
-      await write(first, 0, block(50), true);
+      await win();
       step = 'fence';
     } else if (step === 'fence') {
       step = 'done';
@@ -425,6 +432,44 @@ describe('a fence left by somebody who died behind it', () => {
     expect(third.epoch).toBe(3);
     expect((await readAll(third)).equals(expected)).toBe(true);
     await third.close();
+  });
+
+  it('takes nothing from the journal of the writer that came to it', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'tcmu-s3-fence-'));
+    const journal = join(dir, 'journal');
+    try {
+      const bucket = await bucketWithDisk();
+      const first = await open(bucket.connect(1), { journal, logLimit: 4 * MiB });
+      const size = 32 * KiB;
+      const fence = await deadTakersFence(bucket, first, async () => {
+        await write(first, 0, Buffer.alloc(size, 1));
+        await write(first, 0, Buffer.alloc(size, 2));
+        await expect.poll(() => segments(bucket).length).toBe(2);
+      });
+      // A segment each, acknowledged when the journal has it: the last ones never get into the bucket.
+      const expected = Buffer.alloc(MiB);
+      let failed = 0;
+      for (let i = 0; ; i++) {
+        const bytes = Buffer.alloc(size, i + 1);
+        failed = (i * size) % MiB;
+        try {
+          await write(first, failed, bytes);
+        } catch {
+          break;
+        }
+        bytes.copy(expected, failed);
+      }
+      expect(first.failure).toMatchObject({ code: 'ERR_TCMU_S3_FENCED', path: fence });
+      await first.close();
+      const again = await open(bucket.connect(2), { journal });
+      const seen = await readAll(again);
+      // What failed may be there or not.
+      expected.copy(seen, failed, failed, failed + size);
+      expect(seen.equals(expected)).toBe(true);
+      await again.close();
+    } finally {
+      rmSync(dir, { recursive: true });
+    }
   });
 
   it('that came too late, into a slot collected long ago, deceives nobody', async () => {

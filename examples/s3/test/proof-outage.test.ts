@@ -248,6 +248,42 @@ describe('a writer that was replaced while it was idle', () => {
   });
 });
 
+describe('a writer at work', () => {
+  it('is replaced though every request takes a while', async () => {
+    await reopen(25_000);
+    let flushed = 0;
+    let failed: unknown;
+    const working = (async () => {
+      while (failed === undefined) {
+        await write(seq % blocks, 1);
+        const at = seq;
+        disk.flush().then(
+          () => {
+            flushed = Math.max(flushed, at);
+          },
+          (error: unknown) => {
+            failed ??= error;
+          },
+        );
+        await new Promise((resolve) => setTimeout(resolve, 1));
+      }
+    })().catch((error: unknown) => {
+      failed ??= error;
+    });
+    proxy.plan = () => ({ kind: 'delay', ms: 20 });
+    await expect.poll(() => flushed).toBeGreaterThan(20);
+    const newer = await S3Disk.open(objects, 'disk', { ...geometry, patienceMs: 25_000 });
+    const before = flushed;
+    await working;
+    expect(flushed).toBe(before);
+    expect((failed as Error).cause).toMatchObject({ code: 'ERR_TCMU_S3_FENCED' });
+    proxy.plan = () => undefined;
+    const versions = readVersions(await readImage(newer));
+    for (let i = 0; i < flushed; i++) expect(versions[i % blocks]).toBeGreaterThanOrEqual(i + 1);
+    await newer.close();
+  });
+});
+
 describe('bytes spoilt on their way', () => {
   it('are never served', async () => {
     await write(0, 256);

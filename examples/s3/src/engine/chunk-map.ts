@@ -54,7 +54,7 @@ export interface Manifest {
   readonly cutWriter: string;
   /** Bytes of the disk at `cut`. */
   readonly size: number;
-  /** Slots that were claimed: never deleted, they are what stops old writers. */
+  /** Slots that were claimed or fenced: never deleted, they are what stops old writers. */
   readonly claims: readonly number[];
   readonly origins: readonly Origin[];
   readonly leaves: ReadonlyMap<number, LeafRef>;

@@ -6,7 +6,7 @@
  * | ------------------------ | ----------------------------------------------------------------- |
  * | `disk`                   | identity: id, block, frame and chunk sizes, compression           |
  * | `keys/<n>`               | wrapped data keys; the highest number counts                      |
- * | `s/<slot>`               | log segments and claims                                           |
+ * | `s/<slot>`               | log segments, claims and fences                                   |
  * | `c/<chunk>.<n>.<epoch>`  | a chunk as of checkpoint n                                        |
  * | `l/<leaf>.<n>.<epoch>`   | where 256 chunks are                                              |
  * | `m/<n>.<epoch>`          | a manifest: where the leaves are; valid once the log says so      |

@@ -416,6 +416,21 @@ TEST(noticesAResetWhenCompleting) {
   EXPECT(!f.ring.wantsFetch());
 }
 
+// Without a byte to zero nothing looks at the tail before the answers are written.
+TEST(writesNoAnswerIntoARingThatWasReset) {
+  Fixture f;
+  f.kernel.command(1, {0});
+  EXPECT(f.complete(f.fetchOne()));
+  EXPECT(f.ring.moveTail());
+  f.kernel.command(2, {0});
+  const auto old = f.fetchOne();
+  f.kernel.reset();
+  EXPECT(f.complete(old));
+  EXPECT(!f.ring.moveTail());
+  EXPECT(f.kernel.mailbox().tail == 0);
+  EXPECT(f.ring.wantsFetch() && f.ring.stats().completions == 1);
+}
+
 TEST(noticesAResetBeforeTheFirstCompletion) {
   Fixture f;
   f.kernel.command(1, {0});

@@ -25,8 +25,11 @@ const BRAND = Symbol.for('tcmu.error');
 export class TcmuError extends Error {
   /** `ERR_TCMU_*`; stable, documented on the class that uses it. */
   readonly code: string;
+  /** What was being done, in the words of the interface: `open`, `write configfs`, `fetch`. */
   readonly operation: string | undefined;
+  /** File, configfs attribute or device the operation was on. */
   readonly path: string | undefined;
+  /** errno name as Node spells it (`ENOENT`, `EBUSY`), also where only the cause carried it. */
   readonly errno: string | undefined;
 
   constructor(code: string, message: string, details: TcmuErrorDetails = {}) {
@@ -39,6 +42,7 @@ export class TcmuError extends Error {
     Object.defineProperty(this, BRAND, { value: true });
   }
 
+  /** Whether `value` is an error of this package, also of another copy of it. */
   static is(value: unknown): value is TcmuError {
     return typeof value === 'object' && value !== null && BRAND in value;
   }

@@ -110,13 +110,21 @@ export interface NativeRing {
   close(): boolean;
   /** Counters since construction. */
   stats(): {
+    /** Times that the kernel woke us. */
     wakeups: number;
+    /** Calls into JavaScript with new commands. */
     batches: number;
+    /** Commands fetched. */
     commands: number;
+    /** Commands answered. */
     completions: number;
+    /** System calls that told the kernel of completions, one a batch. */
     doorbells: number;
+    /** Ring entries of an unknown kind, answered with UNKNOWN_OP. */
     unknownOps: number;
+    /** Task management notices. */
     tmrs: number;
+    /** ArrayBuffers made over a command's memory (`segments()`). */
     externalBuffers: number;
   };
 }
@@ -178,15 +186,19 @@ export interface NativeIo {
   ): number;
 }
 
+/** What the system says of an open file. */
 export interface NativeFileFacts {
+  /** A regular file, a block device, or anything else. */
   kind: 'file' | 'block' | 'other';
   /** Bytes; of a block device by BLKGETSIZE64. */
   size: number;
   /** st_blksize, or the block device's logical / physical block size. */
   blockSize: number;
+  /** Bytes of the medium's own block; of a file, `st_blksize`. */
   physicalBlockSize: number;
   /** preadv2(RWF_NOWAIT) is understood by this file. */
   nowaitRead: boolean;
+  /** pwritev2(RWF_NOWAIT) is understood by this file. */
   nowaitWrite: boolean;
   /** The file lives in memory (tmpfs, memfd): blocking calls don't wait for a device. */
   memory: boolean;

@@ -34,15 +34,30 @@ import { attachVhost, type VhostLun, type VhostOptions } from './target/vhost.js
 
 /** How the disk reaches its users. */
 export type ExportOptions =
-  | ({ type: 'loopback' } & LoopbackOptions)
-  | ({ type: 'iscsi'; lun?: number } & IscsiOptions)
-  | ({ type: 'vhost' } & VhostOptions);
+  | ({
+      /** A disk of this machine. */
+      type: 'loopback';
+    } & LoopbackOptions)
+  | ({
+      /** A LUN of an iSCSI target. */
+      type: 'iscsi';
+      /** LUN, 0 to 16383. Default: the lowest that is free. */
+      lun?: number;
+    } & IscsiOptions)
+  | ({
+      /** A LUN for QEMU's vhost-scsi. */
+      type: 'vhost';
+    } & VhostOptions);
 
 /** Something that can be taken away again. */
 interface Detachable {
   detach(options?: { force?: boolean }): Promise<void>;
 }
 
+/**
+ * How a disk is made and served, for `serve`: besides these, all of `BackstoreOptions` that the
+ * store doesn't say itself.
+ */
 export interface ServeOptions
   extends Omit<BackstoreOptions, 'size' | 'blockSize' | 'config' | 'serial'>,
     Pick<DeviceOptions, 'concurrency'> {
@@ -74,12 +89,18 @@ export interface ServeHandlerOptions extends Omit<ServeOptions, 'scsi'> {
   size: number;
   /** Bytes; default 512. */
   blockSize?: number;
+  /**
+   * As `BackstoreOptions.serial`; the answer to INQUIRY is the handler's own business. Default
+   * none.
+   */
   serial?: string;
 }
 
 /** A served device. */
 export class Served {
+  /** Its commands, events and counters. */
   readonly device: Device;
+  /** Its side in configfs. */
   readonly backstore: Backstore;
   /** The loopback disk, for `export: 'loopback'`. */
   readonly loopback: LoopbackDisk | undefined;
@@ -166,8 +187,10 @@ export class Served {
   }
 
   /**
-   * Stops serving and leaves everything in the kernel, for a successor to take back: the initiator's I/O
-   * waits meanwhile.
+   * Stops serving and leaves everything in the kernel, for a successor to take back: the
+   * initiator's I/O waits meanwhile.
+   * @param options.deadline milliseconds for commands in flight, see `Device.close`
+   * @throws TargetError; then it is served on
    */
   async handOver(options: { deadline?: number } = {}): Promise<void> {
     this.#unlisten?.();
@@ -175,6 +198,7 @@ export class Served {
     await this.device.close(options);
   }
 
+  /** As `close()`, for `await using`; rejects as that does. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
@@ -281,7 +305,10 @@ function defaultSerial(name: string): string {
   return createHash('sha256').update(`${machine}\0${name}`).digest('hex').slice(0, 32);
 }
 
-/** Serves raw commands. As `serve`. */
+/**
+ * Serves raw commands: for what is no block device, or answers everything itself.
+ * @throws as `serve`; nothing that it made is left then
+ */
 export function serveHandler(
   handler: CommandHandler<Command>,
   options: ServeHandlerOptions,

@@ -51,6 +51,10 @@ const COMPLETED = 1;
 const PUBLISHED = 2;
 
 // A DataOwner, too; not said, since its part of that is stripped from the published types.
+/**
+ * One command in flight, from its fetch to its completion: what a `CommandHandler` gets, and an
+ * iteration over a `Device` yields.
+ */
 export class Command implements ScsiCommand {
   /** @internal */ readonly ring: NativeRing;
   /** @internal */ readonly slot: number;
@@ -336,6 +340,7 @@ export class KeptData {
     await this.#free(this.#id);
   }
 
+  /** As `release`, for `await using`; rejects as that does. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.release();
   }

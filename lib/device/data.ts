@@ -12,8 +12,12 @@ export type MaybePromise<T> = T | Promise<T>;
 
 /** Data from the initiator (SAM-5 Data-Out Buffer): WRITE data, parameter lists. Read-only. */
 export interface DataOut {
+  /** Bytes that the initiator sends, over all segments. */
   readonly length: number;
-  /** A window on `[start, end)` of the same memory; nothing is copied. */
+  /**
+   * A window on the bytes `[start, end)` of the same memory; nothing is copied. Default: all of it.
+   * @throws BufferError `ERR_TCMU_BUFFER_RANGE` outside the buffer
+   */
   slice(start?: number, end?: number): DataOut;
   /** Copies all bytes to `target` at `targetStart`. @throws BufferError `ERR_TCMU_BUFFER_RANGE`. */
   copyTo(target: Uint8Array, targetStart?: number): void;
@@ -41,8 +45,12 @@ export interface DataOut {
  * unwritten is never delivered as it was: it reads as zeros or is cut off as a residual.
  */
 export interface DataIn {
+  /** Bytes that the initiator has room for, over all segments. */
   readonly length: number;
-  /** A window on `[start, end)` of the same memory; nothing is copied. */
+  /**
+   * A window on the bytes `[start, end)` of the same memory; nothing is copied. Default: all of it.
+   * @throws BufferError `ERR_TCMU_BUFFER_RANGE` outside the buffer
+   */
   slice(start?: number, end?: number): DataIn;
   /** Copies `source` to `start`; it must fit. @throws BufferError `ERR_TCMU_BUFFER_RANGE`. */
   copyFrom(source: Uint8Array, start?: number): void;

@@ -27,6 +27,7 @@ import { commandEnd, commandStart, deviceError, handlerError } from './diagnosti
 import { type CommandHandler, Status, type TaskManagement } from './handler.js';
 import type { RingSource } from './ring-source.js';
 
+/** How a device is served, for `Device.open`. */
 export interface DeviceOptions {
   /**
    * Takes the commands. Without one, iterate over the device: `for await (const command of device)`.
@@ -41,6 +42,7 @@ export interface DeviceOptions {
   commandTimeout?: number;
 }
 
+/** How a device stops being served, for `Device.close`. */
 export interface CloseOptions {
   /** Milliseconds that commands in flight get to finish. Default 10,000. */
   deadline?: number;
@@ -77,7 +79,12 @@ const TMR_TYPES: Record<number, TaskManagement['type']> = {
 type State = 'serving' | 'closing' | 'closed';
 
 // A CommandHost, too; not said, since its part of that is stripped from the published types.
+/**
+ * One ring and the handler that answers its commands. Made by `Device.open`; emits `DeviceEvents`;
+ * commands never go through events.
+ */
 export class Device extends EventEmitter<DeviceEvents> {
+  /** `<hba>/<device>`, as configfs has it; of a simulated device its own name. */
   readonly name: string;
   /** The configuration string of the backstore, `<subtype>/<rest>`. */
   readonly config: string;
@@ -176,6 +183,7 @@ export class Device extends EventEmitter<DeviceEvents> {
     return this.#open;
   }
 
+  /** Whether `close` has ended, or the device was lost and everything is released. */
   get closed(): boolean {
     return this.#state === 'closed';
   }
@@ -570,6 +578,7 @@ export class Device extends EventEmitter<DeviceEvents> {
     return this.#held.size;
   }
 
+  /** As `close` with the default deadline, for `await using`; rejects as that does. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

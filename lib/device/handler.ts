@@ -6,13 +6,21 @@ import type { DataIn, DataOut, MaybePromise } from './data.js';
 
 /** SAM-5 5.3.1 status codes. */
 export const Status = {
+  /** Done. */
   GOOD: 0x00,
+  /** Failed; sense data says why. */
   CHECK_CONDITION: 0x02,
+  /** PRE-FETCH: everything fits into the cache. */
   CONDITION_MET: 0x04,
+  /** Not now; the initiator sends the command again. */
   BUSY: 0x08,
+  /** Another initiator's reservation forbids it. */
   RESERVATION_CONFLICT: 0x18,
+  /** No room for one more command; the initiator lowers its queue depth. */
   TASK_SET_FULL: 0x28,
+  /** An auto contingent allegiance blocks the logical unit. */
   ACA_ACTIVE: 0x30,
+  /** Aborted by another initiator, or by a reset. */
   TASK_ABORTED: 0x40,
 } as const;
 
@@ -45,6 +53,7 @@ export interface ScsiCommand {
 
 /** A task management function the kernel reported (kernel header: tcmu_tmr_type). */
 export interface TaskManagement<C extends ScsiCommand = ScsiCommand> {
+  /** The function (SAM-5 clause 7; `tmr_type` of the kernel header). */
   readonly type:
     | 'abort-task'
     | 'abort-task-set'

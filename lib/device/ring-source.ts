@@ -12,8 +12,11 @@ export interface RingSource {
   readonly name: string;
   /** The configuration string behind the name (`<subtype>/<rest>`), empty when there is none. */
   readonly config: string;
+  /** Descriptor that is mapped: the uio device's. `Device.open` takes it over and closes it. */
   readonly memoryFd: number;
+  /** Descriptor that is polled and read, 4 bytes an event; may be the same as `memoryFd`. */
   readonly eventFd: number;
+  /** Descriptor that 4 bytes are written to after completions; may be the same as `memoryFd`. */
   readonly doorbellFd: number;
   /** Bytes to map. */
   readonly mapSize: number;
@@ -23,6 +26,7 @@ export interface RingSource {
   readonly freeKeptBuffer?: (id: number) => Promise<void>;
 }
 
+/** Where `openUio` finds what the kernel says of the device. */
 export interface OpenUioOptions {
   /** Where sysfs is mounted. Default `/sys`. */
   sysfs?: string;

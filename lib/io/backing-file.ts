@@ -14,6 +14,7 @@ import { ArgumentError, errnoOf, FileError } from '../errors.js';
 import { IO_INLINE, IO_NOWAIT, type NativeFileFacts, native } from '../native.js';
 import { fileError, io, queued, wrapFileError } from './io-queue.js';
 
+/** How a backing file is opened, for `BackingFile.open`. */
 export interface BackingFileOptions {
   /** Open for reading only. Default false. */
   readOnly?: boolean;
@@ -52,8 +53,14 @@ const RESIZE = 3;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 
+/**
+ * An open file or block device that commands' data moves to and from without a JavaScript buffer
+ * between them: `data.readFrom(file, position)`, `data.writeTo(file, position)`.
+ */
 export class BackingFile {
+  /** As it was given to `open`. */
   readonly path: string;
+  /** Whether it was opened for reading alone. */
   readonly readOnly: boolean;
   /** What the kernel says of the file, as of opening. */
   readonly facts: Readonly<NativeFileFacts>;
@@ -172,7 +179,10 @@ export class BackingFile {
     }
   }
 
-  /** Deallocates the range; it reads as zeros. ENOTSUP where the file system can't. */
+  /**
+   * Deallocates `length` bytes at byte `position`: they read as zeros (fallocate(2), PUNCH_HOLE).
+   * @throws FileError `ERR_TCMU_IO`, errno ENOTSUP or EOPNOTSUPP where the file system can't
+   */
   punchHole(position: number, length: number): MaybePromise<void> {
     return this.#allocate(
       'punch hole in',
@@ -182,12 +192,19 @@ export class BackingFile {
     );
   }
 
-  /** Zeros the range and keeps it allocated, without writing where the file system can. */
+  /**
+   * Zeros `length` bytes at byte `position` and keeps them allocated (fallocate(2), ZERO_RANGE).
+   * @throws FileError `ERR_TCMU_IO`, errno ENOTSUP or EOPNOTSUPP where the file system can't
+   */
   zeroRange(position: number, length: number): MaybePromise<void> {
     return this.#allocate('zero', FALLOC_FL_ZERO_RANGE, position, length);
   }
 
-  /** Allocates the range, so that writing there can't fail for lack of space. */
+  /**
+   * Allocates `length` bytes at byte `position`, so that writing there can't fail for lack of
+   * space.
+   * @throws FileError `ERR_TCMU_IO_NO_SPACE`, `ERR_TCMU_IO`
+   */
   allocate(position: number, length: number): MaybePromise<void> {
     return this.#allocate('allocate', 0, position, length);
   }
@@ -231,17 +248,27 @@ export class BackingFile {
     }
   }
 
-  /** Sets the file's length. */
+  /**
+   * Sets the file's length, in bytes.
+   * @throws FileError `ERR_TCMU_IO` with the errno
+   */
   async truncate(length: number): Promise<void> {
     await this.#run('truncate', io.truncate(this.fd, length, 0));
   }
 
-  /** First offset at or behind `position` that holds data, or undefined when only a hole follows. */
+  /**
+   * First offset in bytes at or behind `position` that holds data, or undefined when only a hole
+   * follows.
+   * @throws FileError `ERR_TCMU_IO` with the errno
+   */
   nextData(position: number): Promise<number | undefined> {
     return this.#seek(position, SEEK_DATA);
   }
 
-  /** First offset at or behind `position` in a hole (the end of the file counts as one). */
+  /**
+   * First offset in bytes at or behind `position` in a hole (the end of the file counts as one).
+   * @throws FileError `ERR_TCMU_IO` with the errno
+   */
   nextHole(position: number): Promise<number | undefined> {
     return this.#seek(position, SEEK_HOLE);
   }
@@ -308,7 +335,10 @@ export class BackingFile {
     );
   }
 
-  /** Waits for operations under way, then closes. Does not sync. Idempotent. */
+  /**
+   * Waits for operations under way, then closes. Does not sync. Idempotent.
+   * @throws FileError `ERR_TCMU_IO` what close(2) reports
+   */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
@@ -324,6 +354,7 @@ export class BackingFile {
     }
   }
 
+  /** As `close`, for `await using`; rejects as that does. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

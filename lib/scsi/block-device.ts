@@ -72,7 +72,9 @@ export interface BlockDeviceOptions extends IdentityOptions {
 
 /** Published on the diagnostics channel `tcmu:scsi:error` for every failure of a store. */
 export interface StoreFailure {
+  /** The device whose store failed. */
   readonly device: BlockDevice;
+  /** The command that was under way. */
   readonly command: ScsiCommand;
   /** What the store threw. */
   readonly error: unknown;

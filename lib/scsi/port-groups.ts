@@ -22,10 +22,13 @@ export const ACCESS_STATE_CODES: Readonly<Record<AccessState, number>> = {
   transitioning: 0xf,
 };
 
+/** A target port group (SPC-5): ports whose paths are in the same state. */
 export interface PortGroup {
   /** TARGET PORT GROUP, 0 to 65535. */
   readonly id: number;
+  /** How good paths through its ports are. */
   readonly state: AccessState;
+  /** Whether the target would rather be used through it (PREF). Default false. */
   readonly preferred?: boolean;
   /** States the group can be in. Default: its own. */
   readonly supported?: readonly AccessState[];
@@ -35,10 +38,16 @@ export interface PortGroup {
 
 /** A change that SET TARGET PORT GROUPS asks for. */
 export interface PortGroupChange {
+  /** The group's `PortGroup.id`. */
   readonly id: number;
+  /** The state it is to be in. */
   readonly state: AccessState;
 }
 
+/**
+ * Where the target port groups of a device come from: REPORT and SET TARGET PORT GROUPS ask it
+ * (SPC-5).
+ */
 export interface PortGroups {
   /** The groups as they are now; the first one is reported as the unit's own. */
   list(): MaybePromise<readonly PortGroup[]>;

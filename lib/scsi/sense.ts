@@ -10,20 +10,35 @@ import { readU16, readU32, readU64, writeU16, writeU32, writeU64 } from './bytes
 
 /** Sense keys (SPC-5 4.4). */
 export const SenseKey = {
+  /** Nothing to report, or only progress. */
   NO_SENSE: 0x0,
+  /** Done, after the device had to help itself. */
   RECOVERED_ERROR: 0x1,
+  /** The logical unit can't be reached now. */
   NOT_READY: 0x2,
+  /** The data is bad, or could not be written. */
   MEDIUM_ERROR: 0x3,
+  /** The device itself failed. */
   HARDWARE_ERROR: 0x4,
+  /** The CDB or its parameters are wrong; sending it again won't help. */
   ILLEGAL_REQUEST: 0x5,
+  /** Something changed since the last command; send it again. */
   UNIT_ATTENTION: 0x6,
+  /** The medium is protected against this. */
   DATA_PROTECT: 0x7,
+  /** Blank medium, or the end of the data (tape, write-once). */
   BLANK_CHECK: 0x8,
+  /** Up to the vendor. */
   VENDOR_SPECIFIC: 0x9,
+  /** EXTENDED COPY failed at its source or destination. */
   COPY_ABORTED: 0xa,
+  /** The device gave the command up; sending it again may help. */
   ABORTED_COMMAND: 0xb,
+  /** The end of the medium was reached with data left (tape). */
   VOLUME_OVERFLOW: 0xd,
+  /** The data differs from the medium's. */
   MISCOMPARE: 0xe,
+  /** Done, with information that is not an error. */
   COMPLETED: 0xf,
 } as const;
 
@@ -49,7 +64,11 @@ export interface SenseDetails {
   /** COMMAND-SPECIFIC INFORMATION. At most 2^53 - 1. */
   readonly commandSpecific?: number | undefined;
   /** The wrong field of an ILLEGAL REQUEST. */
-  readonly field?: (FieldPointer & { readonly in: 'cdb' | 'parameters' }) | undefined;
+  readonly field?:
+    | (FieldPointer & {
+        /** Which of the two has the wrong field. */ readonly in: 'cdb' | 'parameters';
+      })
+    | undefined;
   /** PROGRESS INDICATION of a NOT READY or NO SENSE, 0 to 65535 of 65536. */
   readonly progress?: number | undefined;
   /** About an earlier command that was answered GOOD already (SPC-5, deferred errors). */
@@ -58,8 +77,11 @@ export interface SenseDetails {
 
 /** Sense data, taken apart. */
 export interface Sense extends SenseDetails {
+  /** SENSE KEY, one of `SenseKey`. */
   readonly key: number;
+  /** ADDITIONAL SENSE CODE, 0 to 255. */
   readonly asc: number;
+  /** ADDITIONAL SENSE CODE QUALIFIER, 0 to 255. */
   readonly ascq: number;
 }
 
@@ -70,6 +92,7 @@ export type SenseFormat = 'fixed' | 'descriptor';
 export interface SenseErrorOptions extends SenseDetails {
   /** SAM-5 5.3.1 status; default CHECK CONDITION. Any other status goes without sense data. */
   readonly status?: number | undefined;
+  /** The failure behind it. It stays on this side, and makes the device emit `error`. */
   readonly cause?: unknown;
 }
 
@@ -78,9 +101,13 @@ export interface SenseErrorOptions extends SenseDetails {
  * `sense`.
  */
 export class SenseError extends TcmuError implements Sense {
+  /** SAM-5 5.3.1 status. */
   readonly status: number;
+  /** SENSE KEY, one of `SenseKey`. */
   readonly key: number;
+  /** ADDITIONAL SENSE CODE, 0 to 255. */
   readonly asc: number;
+  /** ADDITIONAL SENSE CODE QUALIFIER, 0 to 255. */
   readonly ascq: number;
   readonly information: number | undefined;
   readonly commandSpecific: number | undefined;
@@ -90,7 +117,8 @@ export class SenseError extends TcmuError implements Sense {
 
   /**
    * @param key sense key, see `SenseKey`.
-   * @param asc ADDITIONAL SENSE CODE, `ascq` its qualifier (SPC-5, ASC and ASCQ assignments).
+   * @param asc ADDITIONAL SENSE CODE, 0 to 255 (SPC-5, ASC and ASCQ assignments).
+   * @param ascq its qualifier, 0 to 255.
    * @param text the code's name in the standard.
    */
   constructor(
@@ -267,18 +295,22 @@ function code(key: number, asc: number, ascq: number, text: string) {
  * call makes a `SenseError`; the argument, where there is one, adds details or the `cause`.
  */
 export const sense = {
+  /** 5/20/00: the device has no such command. */
   invalidOperationCode: () =>
     new SenseError(K.ILLEGAL_REQUEST, 0x20, 0x00, 'INVALID COMMAND OPERATION CODE', {
       field: { in: 'cdb', byte: 0 },
     }),
+  /** 5/24/00: a field of the CDB is wrong; the pointer says which. */
   invalidFieldInCdb: (pointer?: FieldPointer) =>
     new SenseError(K.ILLEGAL_REQUEST, 0x24, 0x00, 'INVALID FIELD IN CDB', {
       field: pointer && { in: 'cdb', ...pointer },
     }),
+  /** 5/26/00: a field of the data sent is wrong; the pointer says which. */
   invalidFieldInParameterList: (pointer?: FieldPointer) =>
     new SenseError(K.ILLEGAL_REQUEST, 0x26, 0x00, 'INVALID FIELD IN PARAMETER LIST', {
       field: pointer && { in: 'parameters', ...pointer },
     }),
+  /** 5/1a/00: the data sent is shorter than it says. */
   parameterListLengthError: code(K.ILLEGAL_REQUEST, 0x1a, 0x00, 'PARAMETER LIST LENGTH ERROR'),
   /**
    * The Data-Out Buffer is not as long as the CDB needs it (0Eh/03h; FCP-4 and libiscsi's suite use
@@ -290,15 +322,20 @@ export const sense = {
     0x03,
     'INVALID FIELD IN COMMAND INFORMATION UNIT',
   ),
+  /** 5/21/00: beyond the last block. */
   lbaOutOfRange: code(K.ILLEGAL_REQUEST, 0x21, 0x00, 'LOGICAL BLOCK ADDRESS OUT OF RANGE'),
+  /** 5/39/00: mode parameters can't be saved. */
   savingParametersNotSupported: code(
     K.ILLEGAL_REQUEST,
     0x39,
     0x00,
     'SAVING PARAMETERS NOT SUPPORTED',
   ),
+  /** 5/53/02: PREVENT ALLOW MEDIUM REMOVAL holds the medium. */
   mediumRemovalPrevented: code(K.ILLEGAL_REQUEST, 0x53, 0x02, 'MEDIUM REMOVAL PREVENTED'),
+  /** 7/27/00: a read-only disk. */
   writeProtected: code(K.DATA_PROTECT, 0x27, 0x00, 'WRITE PROTECTED'),
+  /** 7/27/02: read-only by the SWP bit of the control mode page. */
   softwareWriteProtected: code(K.DATA_PROTECT, 0x27, 0x02, 'LOGICAL UNIT SOFTWARE WRITE PROTECTED'),
   /** Thin provisioning ran out of space (SBC-4, resource exhaustion). */
   spaceAllocationFailedWriteProtect: code(
@@ -307,13 +344,17 @@ export const sense = {
     0x07,
     'SPACE ALLOCATION FAILED WRITE PROTECT',
   ),
+  /** 3/11/00: what was stored can't be read. */
   unrecoveredReadError: code(K.MEDIUM_ERROR, 0x11, 0x00, 'UNRECOVERED READ ERROR'),
+  /** 3/0c/00: it could not be stored. */
   writeError: code(K.MEDIUM_ERROR, 0x0c, 0x00, 'WRITE ERROR'),
   /** MEDIUM ERROR with the code that fits the direction. */
   mediumError: (operation: 'read' | 'write', options?: SenseErrorOptions) =>
     operation === 'read' ? sense.unrecoveredReadError(options) : sense.writeError(options),
+  /** 4/44/00: the handler or what is behind it failed; what an unknown error becomes. */
   hardwareError: code(K.HARDWARE_ERROR, 0x44, 0x00, 'INTERNAL TARGET FAILURE'),
   /**
+   * e/1d/00: the data differs.
    * @param offset bytes from the start of the Data-Out Buffer to the first that differs (SBC-4,
    *   COMPARE AND WRITE).
    */
@@ -321,40 +362,53 @@ export const sense = {
     new SenseError(K.MISCOMPARE, 0x1d, 0x00, 'MISCOMPARE DURING VERIFY OPERATION', {
       information: offset,
     }),
+  /** b/00/00: given up; the initiator may send it again. */
   abortedCommand: code(K.ABORTED_COMMAND, 0x00, 0x00, 'NO ADDITIONAL SENSE INFORMATION'),
+  /** 2/04/01: try again later. */
   notReadyBecomingReady: code(
     K.NOT_READY,
     0x04,
     0x01,
     'LOGICAL UNIT IS IN PROCESS OF BECOMING READY',
   ),
+  /** 2/04/04: FORMAT UNIT is running; `progress` says how far. */
   formatInProgress: code(K.NOT_READY, 0x04, 0x04, 'LOGICAL UNIT NOT READY, FORMAT IN PROGRESS'),
+  /** 2/04/1b: SANITIZE is running; `progress` says how far. */
   sanitizeInProgress: code(K.NOT_READY, 0x04, 0x1b, 'LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS'),
   /** A FORMAT UNIT failed; the medium must be formatted again. */
   mediumFormatCorrupted: code(K.MEDIUM_ERROR, 0x31, 0x00, 'MEDIUM FORMAT CORRUPTED'),
+  /** 3/31/03: SANITIZE failed; until it is repeated nothing can be read. */
   sanitizeCommandFailed: code(K.MEDIUM_ERROR, 0x31, 0x03, 'SANITIZE COMMAND FAILED'),
+  /** 2/08/00: what is behind the device can't be reached. */
   notReadyCommunicationFailure: code(K.NOT_READY, 0x08, 0x00, 'LOGICAL UNIT COMMUNICATION FAILURE'),
+  /** 2/08/01: what is behind the device did not answer in time. */
   notReadyCommunicationTimeout: code(
     K.NOT_READY,
     0x08,
     0x01,
     'LOGICAL UNIT COMMUNICATION TIME-OUT',
   ),
+  /** 2/3a/00: nothing is inserted. */
   mediumNotPresent: code(K.NOT_READY, 0x3a, 0x00, 'MEDIUM NOT PRESENT'),
+  /** 6/29/00: the first command after power on or a reset. */
   powerOnOccurred: code(
     K.UNIT_ATTENTION,
     0x29,
     0x00,
     'POWER ON, RESET, OR BUS DEVICE RESET OCCURRED',
   ),
+  /** 6/2a/09: READ CAPACITY has a new answer. */
   capacityDataHasChanged: code(K.UNIT_ATTENTION, 0x2a, 0x09, 'CAPACITY DATA HAS CHANGED'),
+  /** 6/2a/01: another initiator changed mode parameters. */
   modeParametersChanged: code(K.UNIT_ATTENTION, 0x2a, 0x01, 'MODE PARAMETERS CHANGED'),
+  /** 6/2a/06: REPORT TARGET PORT GROUPS has a new answer. */
   asymmetricAccessStateChanged: code(
     K.UNIT_ATTENTION,
     0x2a,
     0x06,
     'ASYMMETRIC ACCESS STATE CHANGED',
   ),
+  /** 6/38/07: a thin disk is running out of space. */
   softThresholdReached: code(
     K.UNIT_ATTENTION,
     0x38,
@@ -363,23 +417,33 @@ export const sense = {
   ),
   /** A copy (EXTENDED COPY) can't be processed as its parameter list says. */
   tooManyCscdDescriptors: code(K.ILLEGAL_REQUEST, 0x26, 0x06, 'TOO MANY TARGET DESCRIPTORS'),
+  /** 5/26/07: EXTENDED COPY names a source or destination in a way that is not supported. */
   unsupportedCscdDescriptor: code(
     K.ILLEGAL_REQUEST,
     0x26,
     0x07,
     'UNSUPPORTED TARGET DESCRIPTOR TYPE CODE',
   ),
+  /** 5/26/08: EXTENDED COPY has more segments than are taken. */
   tooManySegmentDescriptors: code(K.ILLEGAL_REQUEST, 0x26, 0x08, 'TOO MANY SEGMENT DESCRIPTORS'),
+  /** 5/26/09: EXTENDED COPY has a segment of an unsupported kind. */
   unsupportedSegmentDescriptor: code(
     K.ILLEGAL_REQUEST,
     0x26,
     0x09,
     'UNSUPPORTED SEGMENT DESCRIPTOR TYPE CODE',
   ),
+  /** 5/26/0b: EXTENDED COPY carries data of its own, which is not supported. */
   inlineDataLengthExceeded: code(K.ILLEGAL_REQUEST, 0x26, 0x0b, 'INLINE DATA LENGTH EXCEEDED'),
+  /** 5/00/16: a copy of that identifier is still running. */
   operationInProgress: code(K.ILLEGAL_REQUEST, 0x00, 0x16, 'OPERATION IN PROGRESS'),
+  /** a/0d/02: the other disk of a copy is not served here, or not to this initiator. */
   copyTargetNotReachable: code(K.COPY_ABORTED, 0x0d, 0x02, 'COPY TARGET DEVICE NOT REACHABLE'),
-  /** @param segment index of the segment descriptor that failed (SPC-5, COMMAND-SPECIFIC INFORMATION). */
+  /**
+   * a/00/00: EXTENDED COPY failed.
+   * @param segment index of the segment descriptor that failed (SPC-5, COMMAND-SPECIFIC INFORMATION).
+   * @param cause why; it stays on this side.
+   */
   copyAborted: (segment: number, cause?: unknown) =>
     new SenseError(K.COPY_ABORTED, 0x00, 0x00, 'NO ADDITIONAL SENSE INFORMATION', {
       commandSpecific: segment,

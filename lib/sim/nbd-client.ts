@@ -8,22 +8,27 @@ import type { Duplex } from 'node:stream';
 import { type ConnectionOptions, connect as connectTls } from 'node:tls';
 import { DeviceError } from '../errors.js';
 
+/** Where an NBD server is, for `NbdClient.connect`. */
 export interface NbdConnectOptions {
   /** Unix socket, or `port`. */
   path?: string;
+  /** TCP port. Default 10809. */
   port?: number;
   /** Default 127.0.0.1. */
   host?: string;
+  /** Name of the export. Default: empty, the server's default export. */
   exportName?: string;
   /** Asks for TLS before anything else. */
   tls?: ConnectionOptions;
 }
 
+/** For requests that change data. */
 export interface NbdWriteOptions {
   /** Durable when it settles. */
   fua?: boolean;
 }
 
+/** For `NbdClient.writeZeroes`. */
 export interface NbdZeroOptions extends NbdWriteOptions {
   /** The range must stay allocated. */
   noHole?: boolean;
@@ -31,9 +36,13 @@ export interface NbdZeroOptions extends NbdWriteOptions {
   fastZero?: boolean;
 }
 
+/** A piece of the disk in one state, as `base:allocation` has it. */
 export interface NbdExtent {
+  /** Bytes. */
   length: number;
+  /** Not allocated. */
   hole: boolean;
+  /** Reads as zeros. */
   zero: boolean;
 }
 
@@ -75,13 +84,24 @@ interface Pending {
   reject(error: Error): void;
 }
 
+/**
+ * A connection to an NBD server, after the handshake. Made by `NbdClient.connect`; requests may
+ * overlap.
+ */
 export class NbdClient {
   /** Bytes. */
   size = 0;
   /** Transmission flags of the protocol. */
   flags = 0;
   /** Bytes: requests are multiples of the minimum. */
-  blockSizes = { minimum: 1, preferred: 4096, maximum: 32 << 20 };
+  blockSizes = {
+    /** Offsets and lengths are multiples of it. */
+    minimum: 1,
+    /** Bytes that are best for speed. */
+    preferred: 4096,
+    /** Bytes of the longest read or write. */
+    maximum: 32 << 20,
+  };
   readonly #where: string;
   #stream: Duplex;
   #chunks: Buffer[] = [];
@@ -113,24 +133,44 @@ export class NbdClient {
     return client;
   }
 
+  /**
+   * NBD_CMD_READ of `length` bytes at `offset`.
+   * @throws DeviceError `ERR_TCMU_NBD` with the server's errno
+   */
   async read(offset: number, length: number): Promise<Uint8Array> {
     const { data } = await this.#request('read', COMMAND.read, 0, offset, length);
     return data as Uint8Array;
   }
 
+  /**
+   * NBD_CMD_WRITE of `data` at byte `offset`.
+   * @throws DeviceError `ERR_TCMU_NBD` with the server's errno
+   */
   async write(offset: number, data: Uint8Array, options: NbdWriteOptions = {}): Promise<void> {
     const flags = options.fua ? FLAG.fua : 0;
     await this.#request('write', COMMAND.write, flags, offset, data.length, data);
   }
 
+  /**
+   * NBD_CMD_FLUSH: what was written before is durable when it settles.
+   * @throws DeviceError `ERR_TCMU_NBD`
+   */
   async flush(): Promise<void> {
     await this.#request('flush', COMMAND.flush, 0, 0, 0);
   }
 
+  /**
+   * NBD_CMD_TRIM: `length` bytes at `offset` are not needed any more.
+   * @throws DeviceError `ERR_TCMU_NBD`
+   */
   async trim(offset: number, length: number, options: NbdWriteOptions = {}): Promise<void> {
     await this.#request('trim', COMMAND.trim, options.fua ? FLAG.fua : 0, offset, length);
   }
 
+  /**
+   * NBD_CMD_WRITE_ZEROES over `length` bytes at `offset`.
+   * @throws DeviceError `ERR_TCMU_NBD`, errno ENOTSUP for a `fastZero` that would be slow
+   */
   async writeZeroes(offset: number, length: number, options: NbdZeroOptions = {}): Promise<void> {
     const flags =
       (options.fua ? FLAG.fua : 0) |
@@ -139,17 +179,23 @@ export class NbdClient {
     await this.#request('write zeroes', COMMAND.zeroes, flags, offset, length);
   }
 
-  /** Hints that the range will be read soon. */
+  /**
+   * NBD_CMD_CACHE: `length` bytes at `offset` will be read soon.
+   * @throws DeviceError `ERR_TCMU_NBD`
+   */
   async cache(offset: number, length: number): Promise<void> {
     await this.#request('cache', COMMAND.cache, 0, offset, length);
   }
 
-  /** What is allocated from `offset` on; may end before `length`. */
+  /**
+   * NBD_CMD_BLOCK_STATUS: what is allocated from byte `offset` on; may end before `length` bytes.
+   * @throws DeviceError `ERR_TCMU_NBD`
+   */
   async blockStatus(offset: number, length: number): Promise<NbdExtent[]> {
     return (await this.#request('block status', COMMAND.status, 0, offset, length)).extents;
   }
 
-  /** Says goodbye; the server finishes what it was asked before. */
+  /** NBD_CMD_DISC: the server finishes what it was asked before. Never rejects. Idempotent. */
   async close(): Promise<void> {
     if (this.#ended === undefined) {
       this.#send(COMMAND.disconnect, 0, 0n, 0, 0);
@@ -160,6 +206,7 @@ export class NbdClient {
     this.#stream.destroy();
   }
 
+  /** As `close`, for `await using`; rejects as that does. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

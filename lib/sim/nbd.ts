@@ -22,6 +22,7 @@ export interface NbdTlsOptions extends TlsOptions {
   required?: boolean;
 }
 
+/** Where and how an NBD server listens, for `serveNbd`. */
 export interface ServeNbdOptions {
   /** Unix socket. One that nobody listens on any more is replaced; it is removed at the end. */
   path?: string;
@@ -33,7 +34,7 @@ export interface ServeNbdOptions {
   exportName?: string;
   /** For people, shown by `nbdinfo --list`. */
   description?: string;
-  /** More are turned away. Default 64. */
+  /** Clients at a time; more are turned away. Default 64. */
   maxConnections?: number;
   /** Encryption by NBD's STARTTLS. Default none. */
   tls?: NbdTlsOptions;
@@ -49,6 +50,7 @@ const DEFAULT_DEADLINE = 10_000;
 /** OpenSSL has PSK of TLS 1.3 for sessions only, so it is TLS 1.2's; forward secrecy first. */
 const PSK_CIPHERS = 'kECDHEPSK:kDHEPSK:kPSK:!aNULL:!eNULL';
 
+/** A listening NBD server over a simulated device. Made by `serveNbd`. */
 export class NbdServer {
   /** What clients connect to: `nbd+unix:///?socket=…`, `nbd://127.0.0.1:…`, with TLS `nbds…`. */
   readonly uri: string;
@@ -108,7 +110,14 @@ export class NbdServer {
   }
 
   /** Clients connected now, and since the start; SCSI commands sent for them. */
-  counts(): { connections: number; accepted: number; commands: number } {
+  counts(): {
+    /** Clients connected now. */
+    connections: number;
+    /** Clients that connected so far. */
+    accepted: number;
+    /** SCSI commands sent for them so far. */
+    commands: number;
+  } {
     return this.#native.counts();
   }
 
@@ -130,6 +139,7 @@ export class NbdServer {
     await this.#ownDisk?.close();
   }
 
+  /** As `close`, for `await using`; rejects as that does. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

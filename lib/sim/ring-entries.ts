@@ -4,31 +4,68 @@
  */
 
 export interface Segment {
-  /** From the start of the mapping. */
+  /** Bytes from the start of the mapping. */
   offset: number;
+  /** Bytes. */
   length: number;
 }
 
+/**
+ * One entry of the command ring (`struct tcmu_cmd_entry`, `struct tcmu_tmr_entry`), by its `op`.
+ */
 export type RingEntry =
-  | { op: 'pad'; at: number; length: number }
   | {
-      op: 'command';
-      /** Offset in the ring. */
+      /** Filling up to the ring's end. */
+      op: 'pad';
+      /** Bytes from the start of the ring. */
       at: number;
       /** Bytes of the entry. */
       length: number;
+    }
+  | {
+      /** A SCSI command. */
+      op: 'command';
+      /** Bytes from the start of the ring. */
+      at: number;
+      /** Bytes of the entry. */
+      length: number;
+      /** `cmd_id`. */
       id: number;
+      /** `kflags`. */
       kernelFlags: number;
+      /** `uflags`. */
       userFlags: number;
+      /** Its buffer: Data-Out of a bidirectional command. */
       segments: Segment[];
+      /** Data-In of a bidirectional command, else empty. */
       bidirectional: Segment[];
-      /** From the start of the mapping. */
+      /** Bytes from the start of the mapping. */
       cdbOffset: number;
       /** To the end of the entry: zero-padded to a multiple of 8. */
       cdb: Uint8Array;
     }
-  | { op: 'task-management'; at: number; length: number; type: number; ids: number[] }
-  | { op: 'unknown'; at: number; length: number; code: number };
+  | {
+      /** Notice of a task management function. */
+      op: 'task-management';
+      /** Bytes from the start of the ring. */
+      at: number;
+      /** Bytes of the entry. */
+      length: number;
+      /** `tmr_type`. */
+      type: number;
+      /** `cmd_id` of each command that it ended. */
+      ids: number[];
+    }
+  | {
+      /** A kind that the header does not have. */
+      op: 'unknown';
+      /** Bytes from the start of the ring. */
+      at: number;
+      /** Bytes of the entry. */
+      length: number;
+      /** The low three bits of `len_op`. */
+      code: number;
+    };
 
 const MAILBOX_BYTES = 128;
 const IOV = 48;

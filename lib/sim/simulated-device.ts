@@ -22,6 +22,10 @@ import {
 } from '../native-sim.js';
 import { decodeEntries, type RingEntry } from './ring-entries.js';
 
+/**
+ * What the simulated kernel's device is like, for `new SimulatedDevice`: names in parentheses are
+ * those of configfs.
+ */
 export interface SimulatedDeviceOptions {
   /** For messages, as `hba/device`. Default `sim/disk`. */
   name?: string;
@@ -53,6 +57,9 @@ export interface SimulatedDeviceOptions {
   poison?: number;
 }
 
+/**
+ * How a simulated kernel with the zero-copy patch behaves, for `SimulatedDeviceOptions.zeroCopy`.
+ */
 export interface ZeroCopyOptions {
   /** zc_area_mb, in bytes: how much can be shown at a time; what finds no room is copied. Default 256 MiB. */
   windowBytes?: number;
@@ -66,24 +73,37 @@ export interface ZeroCopyOptions {
 }
 
 /** One of the three attributes whose change the kernel announces (netlink RECONFIG_DEVICE). */
-export type Reconfiguration = { size: number } | { config: string } | { writeCache: boolean };
+export type Reconfiguration =
+  | {
+      /** The new capacity in bytes (attrib/dev_size). */
+      size: number;
+    }
+  | {
+      /** The new configuration string (attrib/dev_config). */
+      config: string;
+    }
+  | {
+      /** The new attrib/emulate_write_cache. */
+      writeCache: boolean;
+    };
 
 /** Seeded faults between the initiator and the handler. Probabilities are 0 to 1, default 0. */
 export interface SimulatedFaults {
   /** Integer; the n-th decision of a kind is the same in every run. Default 1. */
   seed?: number;
-  /** A command reaches the device up to `maxDelay` later: delays and reordering. */
+  /** Probability that a command reaches the device up to `maxDelay` later: delays and reordering. */
   holdCommand?: number;
-  /** A wake-up comes up to `maxDelay` late. */
+  /** Probability that a wake-up comes up to `maxDelay` late. */
   lateWakeup?: number;
-  /** A wake-up never comes; the next one, or `kick()`, makes up for it. */
+  /** Probability that a wake-up never comes; the next one, or `kick()`, makes up for it. */
   lostWakeup?: number;
-  /** A wake-up comes with nothing new on the ring. */
+  /** Probability that a wake-up comes with nothing new on the ring. */
   spuriousWakeup?: number;
   /** Milliseconds. Default 10. */
   maxDelay?: number;
 }
 
+/** A SCSI command as an initiator sends it, for `SimulatedDevice.submit`. */
 export interface CommandRequest {
   /** Cut or zero-padded to the length that its operation code implies (SPC-5 4.2.5.1). */
   cdb: Uint8Array | readonly number[];
@@ -91,13 +111,15 @@ export interface CommandRequest {
   dataOut?: Uint8Array;
   /** Bytes of Data-In. With `dataOut` only for a `bidirectional` command. */
   dataInLength?: number;
+  /** Data goes both ways. Default false. */
   bidirectional?: boolean;
   /** Aborts the command: ABORT TASK. */
   signal?: AbortSignal;
 }
 
+/** How a command ended, as the initiator sees it. */
 export interface CommandResult {
-  /** SAM-5 5.3.1. */
+  /** Status code (SAM-5 5.3.1), see `Status`. */
   status: number;
   /** With CHECK CONDITION: the sense data up to its own length. */
   sense: Uint8Array | undefined;
@@ -115,10 +137,11 @@ export interface LoadOptions {
   depth?: number;
   /** Bytes of one command, a multiple of the block size. Default 4096. */
   bytes?: number;
-  /** Default 512. */
+  /** Bytes of a logical block. Default 512. */
   blockSize?: number;
   /** Range of logical blocks; must hold `depth` commands. */
   firstBlock?: number;
+  /** Length of that range, in blocks. */
   blocks: number;
   /** Share of reads, 0 to 1; the rest are writes. Default 1. */
   readShare?: number;
@@ -128,26 +151,52 @@ export interface LoadOptions {
   verify?: boolean;
   /** Commands to send; default no limit but `duration`, which is milliseconds. One of them is needed. */
   count?: number;
+  /** Milliseconds after which no more commands are sent. */
   duration?: number;
-  /** Integer. Default 1. */
+  /** Integer; the same seed sends the same commands. Default 1. */
   seed?: number;
   /** Ends the load early; the report says how far it came. */
   signal?: AbortSignal;
 }
 
+/** What the load generator did and measured. */
 export interface LoadReport {
+  /** Commands answered. */
   commands: number;
+  /** Reads among them. */
   reads: number;
   /** Commands with a status other than GOOD. */
   failed: number;
   /** Reads with wrong bytes (with `verify`). */
   corrupt: number;
+  /** Seconds from the first submission to the last answer. */
   seconds: number;
+  /** `commands / seconds`. */
   commandsPerSecond: number;
   /** The first failure: its status and sense data. */
-  firstFailure: { status: number; sense: Uint8Array | undefined } | undefined;
+  firstFailure:
+    | {
+        /** Status code (SAM-5 5.3.1), see `Status`. */
+        status: number;
+        /** Sense data, with CHECK CONDITION. */
+        sense: Uint8Array | undefined;
+      }
+    | undefined;
   /** Seconds from submission to completion, percentiles within 1.6 %. */
-  latency: { mean: number; p50: number; p90: number; p99: number; p999: number; max: number };
+  latency: {
+    /** Arithmetic mean. */
+    mean: number;
+    /** Half of the commands took no longer. */
+    p50: number;
+    /** 90 % took no longer. */
+    p90: number;
+    /** 99 % took no longer. */
+    p99: number;
+    /** 99.9 % took no longer. */
+    p999: number;
+    /** The slowest. */
+    max: number;
+  };
 }
 
 /** Counters and the state right now. */
@@ -164,7 +213,12 @@ const MIN_ZERO_COPY_BYTES = 64 << 10;
 const ABORT_TASK = 1;
 const LUN_RESET = 5;
 
+/**
+ * One TCMU device of a simulated kernel: the initiator's and the administrator's end. `open()`
+ * gives the handler's.
+ */
 export class SimulatedDevice {
+  /** `hba/device`, for messages. */
   readonly name: string;
   #config: string;
   readonly #onReconfigure: SimulatedDeviceOptions['onReconfigure'];
@@ -282,7 +336,10 @@ export class SimulatedDevice {
     );
   }
 
-  /** LOGICAL UNIT RESET: aborts every command. Resolves when all of them have ended. */
+  /**
+   * LOGICAL UNIT RESET (SAM-5 7.6): aborts every command. Resolves when all of them have ended;
+   * never rejects.
+   */
   async lunReset(): Promise<void> {
     const affected = this.#settled();
     this.native.taskManagement(LUN_RESET);
@@ -361,8 +418,8 @@ export class SimulatedDevice {
   }
 
   /**
-   * Unlinks the logical unit: new commands are refused with LOGICAL UNIT NOT SUPPORTED. Resolves when
-   * those in flight have ended, or after `deadline` milliseconds: false then.
+   * Unlinks the logical unit: new commands are refused with LOGICAL UNIT NOT SUPPORTED. Resolves
+   * when those in flight have ended, or after `deadline` milliseconds: false then. Never rejects.
    */
   async detach(deadline = 30_000): Promise<boolean> {
     if (!this.#closed) this.native.refuseAll();
@@ -376,8 +433,9 @@ export class SimulatedDevice {
   }
 
   /**
-   * Detaches, then takes the device away from its handler, which sees its end. What is in flight after
-   * the deadline never reaches the handler's end of the ring again; it ends by its time-out or `close`.
+   * Detaches, then takes the device away from its handler, which sees its end. What is in flight
+   * after the deadline (milliseconds, default 30,000) never reaches the handler's end of the ring
+   * again; it ends by its time-out or `close`. Never rejects.
    */
   async remove(deadline?: number): Promise<void> {
     await this.detach(deadline);
@@ -390,6 +448,7 @@ export class SimulatedDevice {
     this.native.close();
   }
 
+  /** As `close`, for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -19,6 +19,10 @@ import {
   type SimulatedDeviceOptions,
 } from './simulated-device.js';
 
+/**
+ * How `simulate` serves a store: the kernel's side, the device's (`concurrency`), and how the disk
+ * presents itself.
+ */
 export interface SimulateOptions extends SimulatedDeviceOptions {
   /** Most commands the store has at a time; see `Device.open`. */
   concurrency?: number;
@@ -30,9 +34,13 @@ export interface SimulateOptions extends SimulatedDeviceOptions {
 export interface InquiryData {
   /** PERIPHERAL DEVICE TYPE; 0 is a direct-access block device. */
   deviceType: number;
+  /** RMB. */
   removable: boolean;
+  /** T10 VENDOR IDENTIFICATION, without its padding. */
   vendor: string;
+  /** PRODUCT IDENTIFICATION, without its padding. */
   product: string;
+  /** PRODUCT REVISION LEVEL, without its padding. */
   revision: string;
 }
 
@@ -42,12 +50,15 @@ export interface Capacity {
   blocks: number;
   /** Bytes. */
   blockSize: number;
+  /** Bytes. */
   physicalBlockSize: number;
   /** LBPME: blocks can be unmapped. */
   thin: boolean;
 }
 
+/** For every request of a `SimulatedDisk`. */
 export interface RequestOptions {
+  /** Aborts the request: ABORT TASK. It then rejects, once the handler has completed it. */
   signal?: AbortSignal;
   /** Force unit access: the medium itself, not a volatile cache. */
   fua?: boolean;
@@ -55,7 +66,9 @@ export interface RequestOptions {
 
 /** A range of logical blocks. */
 export interface BlockRange {
+  /** First logical block. */
   lba: number;
+  /** Logical blocks. */
   blocks: number;
 }
 
@@ -64,6 +77,10 @@ const STATUS_NAMES = new Map<number, string>(
   Object.entries(Status).map(([name, code]) => [code, name.replaceAll('_', ' ')]),
 );
 
+/**
+ * A disk of the simulated kernel, with the commands that Linux' sd driver sends. Made by
+ * `simulate`. Every request rejects with the `SenseError` that the device answered with.
+ */
 export class SimulatedDisk {
   /** The kernel's side: raw commands, task management, faults. */
   readonly kernel: SimulatedDevice;
@@ -127,10 +144,18 @@ export class SimulatedDisk {
     return this.kernel.submit(request);
   }
 
+  /**
+   * TEST UNIT READY.
+   * @throws SenseError when the disk is not ready
+   */
   async testUnitReady(): Promise<void> {
     await this.#good('TEST UNIT READY', { cdb: new Uint8Array(6) });
   }
 
+  /**
+   * INQUIRY, the standard page.
+   * @throws SenseError
+   */
   async inquiry(): Promise<InquiryData> {
     const data = await this.#in('INQUIRY', cdb(6, 0x12, { 4: 96 }), 96);
     const text = (start: number, end: number): string =>
@@ -144,12 +169,20 @@ export class SimulatedDisk {
     };
   }
 
-  /** A vital product data page, header included (SPC-5). */
+  /**
+   * INQUIRY of a vital product data page, header included (SPC-5).
+   * @param page page code, 0x00 to 0xff
+   * @throws SenseError what the device answered, for a page that it does not have
+   */
   async vpdPage(page: number): Promise<Uint8Array> {
     const data = await this.#in('INQUIRY', cdb(6, 0x12, { 1: 1, 2: page, 3: 0x02 }), 512);
     return data.subarray(0, 4 + (((data[2] as number) << 8) | (data[3] as number)));
   }
 
+  /**
+   * READ CAPACITY (16).
+   * @throws SenseError
+   */
   async readCapacity(): Promise<Capacity> {
     const data = await this.#in('READ CAPACITY (16)', cdb(16, 0x9e, { 1: 0x10, 13: 32 }), 32);
     const blockSize = readU32(data, 8);
@@ -161,7 +194,10 @@ export class SimulatedDisk {
     };
   }
 
-  /** READ (16). */
+  /**
+   * READ (16) of `blocks` logical blocks from block `lba` on.
+   * @throws SenseError what the device answered
+   */
   async read(lba: number, blocks: number, options: RequestOptions = {}): Promise<Uint8Array> {
     const request = this.#blockCommand(0x88, lba, blocks, options);
     return (
@@ -172,19 +208,28 @@ export class SimulatedDisk {
     ).data;
   }
 
-  /** WRITE (16). @throws ArgumentError when `data` isn't whole blocks */
+  /**
+   * WRITE (16) from block `lba` on.
+   * @throws ArgumentError when `data` isn't whole blocks; SenseError what the device answered
+   */
   async write(lba: number, data: Uint8Array, options: RequestOptions = {}): Promise<void> {
     const blocks = this.#wholeBlocks(data);
     const request = this.#blockCommand(0x8a, lba, blocks, options);
     await this.#good(`WRITE of ${blocks} blocks at ${lba}`, { ...request, dataOut: data });
   }
 
-  /** SYNCHRONIZE CACHE (10) of the whole disk. */
+  /**
+   * SYNCHRONIZE CACHE (10) of the whole disk: what was written before is durable when it settles.
+   * @throws SenseError what the device answered
+   */
   async flush(): Promise<void> {
     await this.#good('SYNCHRONIZE CACHE', { cdb: cdb(10, 0x35) });
   }
 
-  /** UNMAP. */
+  /**
+   * UNMAP: what the ranges hold is not needed any more.
+   * @throws SenseError what the device answered
+   */
   async unmap(...ranges: readonly BlockRange[]): Promise<void> {
     const list = new Uint8Array(8 + 16 * ranges.length);
     writeU16(list, 0, list.length - 2);
@@ -199,9 +244,10 @@ export class SimulatedDisk {
   }
 
   /**
-   * WRITE SAME (16).
+   * WRITE SAME (16): one block's contents over `blocks` logical blocks from block `lba` on.
    * @param block one logical block; left out: zeros without data (NDOB)
    * @param options.unmap the range may be deallocated instead
+   * @throws SenseError what the device answered
    */
   async writeSame(
     lba: number,
@@ -218,8 +264,9 @@ export class SimulatedDisk {
   }
 
   /**
-   * COMPARE AND WRITE.
+   * COMPARE AND WRITE at block `lba`: writes `replacement` if the disk holds `expected`, at once.
    * @returns -1 when it was written, else the offset of the first byte that differs
+   * @throws ArgumentError when `expected` isn't whole blocks; SenseError what the device answered
    */
   async compareAndWrite(
     lba: number,
@@ -253,7 +300,11 @@ export class SimulatedDisk {
     this.#disk.capacityChanged();
   }
 
-  /** Refuses new commands, waits for those in flight, closes the handler, ends the kernel. Idempotent. */
+  /**
+   * Refuses new commands, waits for those in flight, closes the handler, ends the kernel.
+   * Idempotent.
+   * @throws what the store's `close` throws
+   */
   close(): Promise<void> {
     this.#closing ??= this.#close();
     return this.#closing;
@@ -268,6 +319,7 @@ export class SimulatedDisk {
     }
   }
 
+  /** As `close`, for `await using`; rejects as that does. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
@@ -307,7 +359,11 @@ export class SimulatedDisk {
   }
 }
 
-/** Serves a store over a simulated kernel. */
+/**
+ * Serves a store over a simulated kernel, without root or modules.
+ * @throws ArgumentError for options that can't be, or what the store's `open` throws; nothing is
+ *   left then
+ */
 export function simulate(store: BlockStore, options: SimulateOptions = {}): Promise<SimulatedDisk> {
   return SimulatedDisk.start(store, options);
 }

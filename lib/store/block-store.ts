@@ -41,10 +41,18 @@ export interface BlockExtent {
 
 /** Space behind a thin disk, in bytes. */
 export interface StoreSpace {
+  /** Bytes that the store takes up. */
   readonly used: number;
+  /** Bytes that it can still take. */
   readonly available: number;
 }
 
+/**
+ * Where a disk's data is: what most handlers implement. Positions and lengths are bytes, whole
+ * blocks, inside the disk: they have been checked. Which optional methods exist decides what the
+ * disk advertises; they may be synchronous or return a promise. What a method throws becomes sense
+ * data: a `SenseError` as it is, another error by `toSense`.
+ */
 export interface BlockStore {
   /**
    * Capacity in bytes: a multiple of `blockSize`, above 0, at most 2^53 - 1. Read again after
@@ -98,7 +106,7 @@ export interface BlockStore {
    * 001b).
    */
   unmap?(position: number, length: number, context: RequestContext): MaybePromise<unknown>;
-  /** Writes zeros without data. */
+  /** Writes `length` bytes of zeros at byte `position`, without a buffer for them. */
   writeZeroes?(position: number, length: number, context: UnmapContext): MaybePromise<unknown>;
   /** Writes `block` (one logical block) over the range. */
   writeSame?(

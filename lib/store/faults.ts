@@ -18,7 +18,7 @@ export interface FaultRule {
   probability?: number;
   /** Matching operations let pass first. Default 0. */
   skip?: number;
-  /** Failures after which the rule is spent. Default: never. */
+  /** Number of failures after which the rule is spent. Default: never. */
   times?: number;
   /** errno name of the error, or the error itself. Default `EIO`. */
   error?: string | ((operation: StoreOperation) => unknown);

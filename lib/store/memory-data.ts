@@ -8,20 +8,27 @@ import { BufferError } from '../errors.js';
 import type { BackingFile } from '../io/backing-file.js';
 
 abstract class MemoryData {
+  /** The memory itself, not a copy. */
   readonly bytes: Uint8Array;
 
   constructor(bytes: Uint8Array) {
     this.bytes = bytes;
   }
 
+  /** Bytes. */
   get length(): number {
     return this.bytes.length;
   }
 
+  /** The memory as one piece. */
   segments(): readonly Uint8Array[] {
     return [this.bytes];
   }
 
+  /**
+   * The bytes of `[start, end)`, not a copy.
+   * @throws BufferError `ERR_TCMU_BUFFER_RANGE` outside the buffer
+   */
   protected window(start: number, end: number, operation: string): Uint8Array {
     if (start < 0 || end < start || end > this.bytes.length) {
       throw new BufferError(

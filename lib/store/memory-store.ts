@@ -25,7 +25,7 @@ export interface MemoryStoreOptions {
 export class MemoryStore implements BlockStore {
   readonly blockSize: number;
   readonly unmapGranularity: number;
-  /** Nothing comes in between, and a loss of power takes the whole disk. */
+  /** Bytes. Nothing comes in between, and a loss of power takes the whole disk. */
   readonly atomicWriteLength = 1024 * 1024;
   readonly #pageSize: number;
   readonly #pages = new Map<number, Uint8Array>();

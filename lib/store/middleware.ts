@@ -50,16 +50,19 @@ export const OPERATIONS: readonly OperationName[] = [
 
 /** One operation on its way to the inner store. */
 export interface StoreOperation {
+  /** The method called. */
   readonly name: OperationName;
   /** Bytes from the start of the disk; 0 for a flush. */
   readonly position: number;
   /** Bytes; 0 for a flush. */
   readonly length: number;
+  /** What the method is called with. */
   readonly context: RequestContext;
 }
 
 /** Forwards to `inner`; see the module's description. */
 export class StoreMiddleware implements BlockStore {
+  /** The store it stands in front of, and owns. */
   readonly inner: BlockStore;
 
   constructor(inner: BlockStore) {

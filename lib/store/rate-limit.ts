@@ -10,7 +10,9 @@ import { type OperationName, StoreMiddleware, type StoreOperation } from './midd
 
 /** Limits of `rateLimit`; both may be given. */
 export interface RateLimitOptions {
+  /** Bytes of read, write, unmap and the like a second. Default: not limited. */
   bytesPerSecond?: number;
+  /** Operations started a second. Default: not limited. */
   operationsPerSecond?: number;
   /** Seconds' worth of the rate that may be used at once after a pause. Default 0.1. */
   burst?: number;

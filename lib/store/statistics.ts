@@ -11,19 +11,19 @@ import {
 
 /** Figures of one kind of operation since the start, or the last `reset`. */
 export interface OperationStatistics {
-  /** Settled, whether well or not. */
+  /** Number of those settled, whether well or not. */
   operations: number;
   /** Bytes asked for. */
   bytes: number;
-  /** Of the operations, those that failed. */
+  /** How many of the operations failed. */
   errors: number;
-  /** Begun and not yet settled. */
+  /** Number of those begun and not yet settled. */
   inFlight: number;
-  /** Most that were in flight at the same time. */
+  /** The most that were in flight at the same time. */
   maxInFlight: number;
   /** Milliseconds from the call to the settling, summed up. */
   totalTime: number;
-  /** The longest of them. */
+  /** The longest of them, in milliseconds. */
   maxTime: number;
 }
 

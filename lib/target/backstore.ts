@@ -34,6 +34,7 @@ const MAX_WINDOW_MIB = 65536;
 const MAX_COMMAND_SECONDS = 4_294_967;
 const MAX_QUEUE_SECONDS = 2_147_483;
 
+/** What a backstore is like, for `createBackstore`: names in parentheses are those of configfs. */
 export interface BackstoreOptions {
   /** Unique among all user backstores; at most 255 bytes, no `/`, no control characters. */
   name: string;
@@ -119,13 +120,15 @@ export interface ZeroCopySettings {
 export interface ZeroCopyStatistics {
   /** Commands whose pages were shown. */
   commands: number;
-  /** Commands with data that were copied, and how often one of them found no room in the window. */
+  /** Commands with data that were copied. */
   copied: number;
+  /** How often one of them found no room in the window. */
   noSpace: number;
-  /** Page faults in the window, and those that were answered with SIGBUS or EFAULT. */
+  /** Page faults in the window. */
   faults: number;
+  /** Those of them that were answered with SIGBUS or EFAULT. */
   denied: number;
-  /** Ranges of the window taken away at completion. */
+  /** How often a range of the window was taken away at completion. */
   zaps: number;
   /** Bytes zeroed. */
   scrubbed: number;
@@ -133,32 +136,50 @@ export interface ZeroCopyStatistics {
 
 /** What the kernel holds, read back. A setting that this kernel doesn't have is undefined. */
 export interface BackstoreSettings {
+  /** Whether its uio device exists. */
   enabled: boolean;
   /** Commands are held back (action/block_dev), as during a recovery. */
   blocked: boolean;
   /** Bytes. */
   size: number;
+  /** Logical block size in bytes (hw_block_size). */
   blockSize: number;
+  /** Largest I/O in blocks (hw_max_sectors). */
   maxSectors: number;
   /** `<subtype>/<rest>`; empty when none was set. */
   config: string;
+  /** Unit serial number (wwn/vpd_unit_serial); empty when none was set. */
   serial: string;
+  /** Seconds; 0: never (cmd_time_out). */
   commandTimeout: number;
+  /** Seconds; -1: as `commandTimeout` (qfull_time_out). Undefined on kernels that don't tell. */
   queueFullTimeout: number | undefined;
+  /** MiB (max_data_area_mb). Undefined on kernels that don't tell. */
   dataAreaMiB: number | undefined;
+  /** Pages the data area is handed out in (data_pages_per_blk). Undefined before Linux 5.15. */
   pagesPerBlock: number | undefined;
+  /** Mailbox and command ring in MiB (cmd_ring_size_mb). Undefined before Linux 5.16. */
   ringMiB: number | undefined;
   /** nl_reply_supported: -1 never waits for a netlink reply, 1 does, 0 when the module's switch was off. */
   netlinkReply: number | undefined;
+  /** Whether aborts and resets are passed on (tmr_notification). Undefined before Linux 5.10. */
   taskManagement: boolean | undefined;
+  /** attrib/emulate_write_cache. */
   writeCache: boolean;
   /** False without zero copy, or where the kernel module lacks it. */
   zeroCopy: false | Required<Omit<ZeroCopySettings, 'optional'>>;
 }
 
+/**
+ * A user backstore that exists in configfs. Made by `createBackstore`, `openBackstore` or
+ * `discover`; it outlives this object and this process until `remove`.
+ */
 export class Backstore {
+  /** The kernel it is in. */
   readonly host: TargetHost;
+  /** The N of `user_N`. */
   readonly hba: number;
+  /** Its folder's name in `user_N`. */
   readonly name: string;
   /** Its folder in configfs. */
   readonly path: string;
@@ -193,12 +214,23 @@ export class Backstore {
     return this.#uio.uioPath;
   }
 
-  /** Which kind of handler it is for, and what that is told: the configuration string in two. */
-  async config(): Promise<{ subtype: string; rest: string }> {
+  /**
+   * Which kind of handler it is for, and what that is told: the configuration string in two.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
+  async config(): Promise<{
+    /** The first part: who is to serve it. */
+    subtype: string;
+    /** What follows the first `/`: what is to be served. */
+    rest: string;
+  }> {
     return parseConfig(await this.#attribute('dev_config'));
   }
 
-  /** Everything read back from the kernel. */
+  /**
+   * Everything read back from the kernel.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`) when it has been removed
+   */
   async settings(): Promise<BackstoreSettings> {
     const [enable, blocked, info, serial] = await Promise.all([
       this.host.readOptional(`${this.path}/enable`),
@@ -238,7 +270,10 @@ export class Backstore {
     };
   }
 
-  /** What zero copy has done so far; undefined for a device without. */
+  /**
+   * What zero copy has done so far (attrib/zc_stats); undefined for a device without.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async zeroCopyStatistics(): Promise<ZeroCopyStatistics | undefined> {
     if ((await this.host.readOptional(`${this.path}/attrib/zero_copy`))?.trim() !== '1') return;
     const text = await this.#attribute('zc_stats');
@@ -271,7 +306,11 @@ export class Backstore {
     }
   }
 
-  /** Enables a backstore that somebody made and left; waits for its uio device. */
+  /**
+   * Enables a backstore that somebody made and left; waits for its uio device.
+   * @throws TargetError `ERR_TCMU_TARGET_BUSY` when it is enabled already or netlink is blocked,
+   *   `_NO_MEMORY` when the ring is too large, `_STUCK` when a listener does not answer
+   */
   async enable(): Promise<UioDevice> {
     await this.host.write(`${this.path}/enable`, '1', {
       advice: await this.#advice(ENABLE_ADVICE),
@@ -292,21 +331,28 @@ export class Backstore {
     await this.#reconfigure('dev_size', String(size));
   }
 
-  /** Changes the configuration string; listeners on netlink are told. */
+  /**
+   * Changes the configuration string (`<subtype>/<rest>`, at most 255 bytes); listeners on netlink
+   * are told.
+   * @throws ArgumentError; TargetError `ERR_TCMU_TARGET_REJECTED` when a listener refused
+   */
   async setConfig(config: string): Promise<void> {
     checkConfig(config);
     await this.#reconfigure('dev_config', config);
     this.#uio = await findUio(this.host, this.hba, this.name);
   }
 
-  /** Changes emulate_write_cache; listeners on netlink are told. */
+  /**
+   * Changes emulate_write_cache; listeners on netlink are told.
+   * @throws TargetError `ERR_TCMU_TARGET_REJECTED` when a listener refused
+   */
   async setWriteCache(on: boolean): Promise<void> {
     await this.#reconfigure('emulate_write_cache', on ? '1' : '0');
   }
 
   /**
-   * Changes how long the kernel waits for the handler, in seconds; 0: for ever. Refused while a LUN is
-   * attached.
+   * Changes how long the kernel waits for the handler, in seconds; 0: for ever.
+   * @throws ArgumentError; TargetError `ERR_TCMU_TARGET_BUSY` while a LUN is attached
    */
   async setCommandTimeout(seconds: number): Promise<void> {
     checkInteger('commandTimeout', seconds, 0, MAX_COMMAND_SECONDS);
@@ -318,12 +364,19 @@ export class Backstore {
     await verify(this.path, this.host, 'attrib/cmd_time_out', String(seconds));
   }
 
-  /** Holds back new commands: initiators get BUSY and try again. What is in the ring goes on. */
+  /**
+   * Holds back new commands: initiators get BUSY and try again. What is in the ring goes on
+   * (action/block_dev).
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async block(): Promise<void> {
     await this.host.write(`${this.path}/action/block_dev`, '1');
   }
 
-  /** Lets commands in again. */
+  /**
+   * Lets commands in again (action/block_dev).
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async unblock(): Promise<void> {
     await this.host.write(`${this.path}/action/block_dev`, '0');
   }
@@ -351,6 +404,7 @@ export class Backstore {
     this.#uio = undefined;
   }
 
+  /** As `remove`, for `await using`; rejects as that does. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.remove();
   }

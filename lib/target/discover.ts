@@ -8,14 +8,19 @@ import { isProblem, localHost, type TargetHost } from './host.js';
 import { allLuns, type LunLink } from './luns.js';
 import { findUio } from './uio.js';
 
+/** One backstore of the machine, with what was read of it. */
 export interface FoundBackstore {
+  /** To configure, recover or remove it by. */
   backstore: Backstore;
+  /** As they were when it was looked at. */
   settings: BackstoreSettings;
   /** Through which fabrics it is reachable. */
   luns: LunLink[];
 }
 
+/** What `discover` found. */
 export interface Discovery {
+  /** Of all `user_N`. */
   backstores: FoundBackstore[];
   /** What could not be looked at, such as a `user_N` that is held by a removal stuck in the kernel. */
   problems: TargetError[];

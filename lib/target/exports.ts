@@ -4,9 +4,13 @@ import { type IscsiLun, iscsiLuns } from './iscsi.js';
 import { type LoopbackDisk, loopbackDisks } from './loopback.js';
 import { type VhostLun, vhostLuns } from './vhost.js';
 
+/** How a backstore is reachable, by fabric. */
 export interface Exports {
+  /** Disks of this machine. */
   loopback: LoopbackDisk[];
+  /** LUNs of iSCSI targets. */
   iscsi: IscsiLun[];
+  /** LUNs of vhost-scsi targets. */
   vhost: VhostLun[];
 }
 

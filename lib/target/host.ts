@@ -36,18 +36,31 @@ export interface TargetHostOptions {
   calls?: () => Promise<KernelCalls>;
 }
 
+/** For `TargetHost.write`. */
 export interface WriteOptions {
+  /** What to tell for an errno, in place of the general advice. */
   advice?: Advice;
   /** Keeps the value out of messages. */
   secret?: boolean;
 }
 
+/**
+ * The kernel that is configured: where its interfaces are mounted, and the calls made on them.
+ * Every call has a deadline. Its methods throw TargetError (`ERR_TCMU_TARGET_*`) with the path, the
+ * errno and what to do.
+ */
 export class TargetHost {
+  /** configfs' target folder. */
   readonly configfs: string;
+  /** Where sysfs is mounted. */
   readonly sysfs: string;
+  /** Where device nodes are. */
   readonly dev: string;
+  /** Milliseconds a single call may stay in the kernel. */
   readonly callTimeout: number;
+  /** Milliseconds for a device node or a disk to appear. */
   readonly deviceTimeout: number;
+  /** Loads the system calls, when the first is made. */
   readonly calls: () => Promise<KernelCalls>;
 
   constructor(options: TargetHostOptions = {}) {
@@ -65,13 +78,19 @@ export class TargetHost {
     return join(this.configfs, ...parts);
   }
 
-  /** The text of an attribute without its final newline. */
+  /**
+   * The text of an attribute without its final newline.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async read(path: string, advice?: Advice): Promise<string> {
     const text = await this.#within('read', path, readFile(path, 'utf8'), advice);
     return text.replace(/\n$/, '');
   }
 
-  /** As `read`; undefined where the attribute is missing or can't be read. */
+  /**
+   * As `read`; undefined where the attribute is missing or can't be read.
+   * @throws TargetError `ERR_TCMU_TARGET_STUCK` alone
+   */
   async readOptional(path: string): Promise<string | undefined> {
     try {
       return await this.read(path);
@@ -81,25 +100,35 @@ export class TargetHost {
     }
   }
 
-  /** Names in a folder; empty when it doesn't exist. */
+  /**
+   * Names in a folder; empty when it doesn't exist.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async list(path: string): Promise<string[]> {
     return this.#within('list', path, orIfMissing(readdir(path), []));
   }
 
+  /**
+   * Whether there is something at `path`.
+   * @throws TargetError
+   */
   async exists(path: string): Promise<boolean> {
     const found = access(path, constants.F_OK).then(() => true);
     return this.#within('look for', path, orIfMissing(found, false));
   }
 
-  /** Where a symbolic link leads, as it is written; undefined when this is none. */
+  /**
+   * Where a symbolic link leads, as it is written; undefined when this is none.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async linkTarget(path: string): Promise<string | undefined> {
     const link = orIfMissing(readlink(path), undefined, 'EINVAL');
     return this.#within('read the link', path, link);
   }
 
   /**
-   * Whether somebody claims a block device for himself: mounted, swap, LVM, md. Undefined when the device
-   * doesn't answer in time.
+   * Whether somebody claims a block device for himself: mounted, swap, LVM, md. Undefined when the
+   * device doesn't answer in time. Never rejects.
    */
   async claimed(path: string): Promise<boolean | undefined> {
     // O_EXCL without O_CREAT on a block device: EBUSY when it is claimed (open(2)).
@@ -117,7 +146,10 @@ export class TargetHost {
     return Promise.race([probe, late]).finally(() => clearTimeout(timer));
   }
 
-  /** `major:minor` of a device node; undefined when it is missing or no device. */
+  /**
+   * `major:minor` of a device node; undefined when it is missing or no device.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async deviceNumber(path: string): Promise<string | undefined> {
     const found = await this.#within('look at', path, orIfMissing(stat(path), undefined));
     if (found === undefined || !(found.isCharacterDevice() || found.isBlockDevice())) {
@@ -130,31 +162,52 @@ export class TargetHost {
     return `${major}:${minor}`;
   }
 
-  /** Writes an attribute in one write(2), without a newline. */
+  /**
+   * Writes an attribute in one write(2), without a newline.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async write(path: string, value: string, options: WriteOptions = {}): Promise<void> {
     const operation = options.secret === true ? 'write a secret to' : `write ${quoted(value)} to`;
     await this.#call(operation, path, 'open-write', value, options.advice);
   }
 
+  /**
+   * mkdir(2): in configfs it makes the object of that name.
+   * @throws TargetError
+   */
   async mkdir(path: string, advice?: Advice): Promise<void> {
     await this.#call('create', path, 'mkdir', undefined, advice);
   }
 
-  /** Removes a folder; one that is gone already is no failure. */
+  /**
+   * rmdir(2); a folder that is gone already is no failure.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async rmdir(path: string, advice?: Advice): Promise<void> {
     await this.#gone(this.#call('remove', path, 'rmdir', undefined, advice));
   }
 
+  /**
+   * symlink(2): in configfs it joins two objects.
+   * @throws TargetError
+   */
   async symlink(target: string, path: string, advice?: Advice): Promise<void> {
     await this.#call(`link ${target} as`, path, 'symlink', target, advice);
   }
 
-  /** Removes a link; one that is gone already is no failure. */
+  /**
+   * unlink(2); a link that is gone already is no failure.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async unlink(path: string, advice?: Advice): Promise<void> {
     await this.#gone(this.#call('unlink', path, 'unlink', undefined, advice));
   }
 
-  /** Polls `probe` until it has an answer; undefined after `timeout` milliseconds. */
+  /**
+   * Polls `probe` until it has an answer; undefined after `timeout` milliseconds (default:
+   * `deviceTimeout`).
+   * @throws what `probe` throws
+   */
   async poll<T>(
     probe: () => Promise<T | undefined>,
     timeout = this.deviceTimeout,

@@ -28,10 +28,13 @@ import { Undo, undoOnFailure } from './undo.js';
 
 /** A CHAP name and secret; RFC 7143 12.1.3 asks for secrets of at least 96 random bits. */
 export interface ChapCredentials {
+  /** Name. */
   user: string;
+  /** Secret. */
   password: string;
 }
 
+/** What an initiator proves itself by, and may ask the target for. */
 export interface Chap extends ChapCredentials {
   /** What the target proves itself by (mutual CHAP). Its password must be another one. */
   mutual?: ChapCredentials;
@@ -47,6 +50,7 @@ export interface IscsiInitiator {
   readOnly?: boolean;
 }
 
+/** A target and who may use it, for `createIscsiTarget`. */
 export interface IscsiOptions {
   /** Name of the target: `iqn.2026-01.org.example:disk0`. */
   iqn: string;
@@ -55,7 +59,12 @@ export interface IscsiOptions {
   /** Who may log in. Either this or `anyone`. */
   initiators?: readonly IscsiInitiator[];
   /** Lets every initiator in that reaches a portal (LIO's demo mode), with CHAP if it is given. */
-  anyone?: { chap?: Chap; readOnly?: boolean };
+  anyone?: {
+    /** What every initiator proves itself by. Default: no authentication. */
+    chap?: Chap;
+    /** Everybody's writes are refused. Default false. */
+    readOnly?: boolean;
+  };
   /** Target portal group tag, 1 to 65535. Default 1. */
   tag?: number;
   /** Default: this machine. */
@@ -64,7 +73,9 @@ export interface IscsiOptions {
 
 /** A backstore as a LUN of an iSCSI target. */
 export class IscsiLun {
+  /** The target it belongs to. */
   readonly target: IscsiTarget;
+  /** Logical unit number. */
   readonly lun: number;
   readonly #undo: Undo;
   readonly #forget: (lun: IscsiLun) => Promise<void>;
@@ -87,19 +98,26 @@ export class IscsiLun {
     return `iscsi://${this.target.portals[0]}/${this.target.iqn}/${this.lun}`;
   }
 
-  /** Takes the LUN away from its initiators; and the target, when it was made for this LUN alone. */
+  /**
+   * Takes the LUN away from its initiators; and the target, when it was made for this LUN alone.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async detach(): Promise<void> {
     await this.#undo.run();
     await this.#forget(this);
   }
 
+  /** As `detach`, for `await using`; rejects as that does. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.detach();
   }
 }
 
+/** An iSCSI target portal group in configfs. Made by `createIscsiTarget`. */
 export class IscsiTarget {
+  /** The kernel it is in. */
   readonly host: TargetHost;
+  /** Its name. */
   readonly iqn: string;
   /** `address:port`, in the order given. */
   readonly portals: readonly string[];
@@ -177,6 +195,7 @@ export class IscsiTarget {
   /**
    * Ends all sessions, detaches all that was attached through this object, and removes the target.
    * Initiators see their connections close.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
    */
   async remove(): Promise<void> {
     if (this.#undo.pending.length === 0) return;
@@ -191,6 +210,7 @@ export class IscsiTarget {
     for (const lun of this.luns) await lun.detach();
   }
 
+  /** As `remove`, for `await using`; rejects as that does. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.remove();
   }

@@ -29,6 +29,7 @@ const BLOCK_TYPES: readonly number[] = [0x00, 0x05, 0x07, 0x0e, 0x14];
 /** How long a disk may stay invisible after the kernel said it had added it. */
 const ADDED_TIMEOUT = 1_000;
 
+/** How a backstore becomes a disk of this machine, for `attachLoopback`. */
 export interface LoopbackOptions {
   /** Name of the target port, `naa.` and 16 hexadecimal digits. Default: made from the backstore's name. */
   wwn?: string;
@@ -36,6 +37,7 @@ export interface LoopbackOptions {
   lun?: number;
 }
 
+/** How a disk is taken away. */
 export interface DetachOptions {
   /**
    * Detach also while the disk is mounted or its handler is dead: its I/O fails at once, and what was not
@@ -46,7 +48,9 @@ export interface DetachOptions {
 
 /** A SCSI device that a backstore has become. */
 export class LoopbackDisk {
+  /** The target it belongs to. */
   readonly target: LoopbackTarget;
+  /** Logical unit number. */
   readonly lun: number;
   /** host:channel:target:lun, as `lsscsi` shows it. */
   readonly address: string;
@@ -86,7 +90,10 @@ export class LoopbackDisk {
     return this.blockPath;
   }
 
-  /** Bytes the initiator believes in. */
+  /**
+   * Bytes the initiator believes in.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async size(): Promise<number> {
     const { host } = this.target;
     const name = this.path.slice(this.path.lastIndexOf('/') + 1);
@@ -94,7 +101,10 @@ export class LoopbackDisk {
     return Number(await host.read(`${host.sysfs}/class/block/${name}/size`)) * 512;
   }
 
-  /** Lets the initiator look again at capacity and pages, as after a resize. */
+  /**
+   * Lets the initiator look again at capacity and pages, as after a resize.
+   * @throws TargetError (`ERR_TCMU_TARGET_*`)
+   */
   async rescan(): Promise<void> {
     const { host } = this.target;
     await host.write(`${scsiDevice(host, this.address)}/rescan`, '1');
@@ -115,6 +125,7 @@ export class LoopbackDisk {
     await this.#forget();
   }
 
+  /** As `detach()`, for `await using`; rejects as that does. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.detach();
   }
@@ -150,7 +161,9 @@ export class LoopbackDisk {
 
 /** A target port of the loopback fabric with its own SCSI host; holds any number of LUNs. */
 export class LoopbackTarget {
+  /** The kernel it is in. */
   readonly host: TargetHost;
+  /** Its name: `naa.…`. */
   readonly wwn: string;
   /** Its `tpgt_N` folder. */
   readonly path: string;
@@ -211,12 +224,16 @@ export class LoopbackTarget {
     return disk;
   }
 
-  /** Detaches all that was attached through this object, and removes the target. */
+  /**
+   * Detaches all that was attached through this object, and removes the target.
+   * @throws TargetError `ERR_TCMU_TARGET_BUSY` while a disk is mounted, unless forced
+   */
   async remove(options?: DetachOptions): Promise<void> {
     for (const disk of this.disks) await disk.detach(options);
     await this.#undo.run();
   }
 
+  /** As `remove`, for `await using`; rejects as that does. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.remove();
   }

@@ -27,6 +27,7 @@ export interface LunLink {
   wwn: string;
   /** The N of `tpgt_N`. */
   tag: number;
+  /** Logical unit number. */
   lun: number;
   /** The folder `lun_N`. */
   path: string;

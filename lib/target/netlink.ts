@@ -253,6 +253,7 @@ export async function whileListening<T>(host: TargetHost, change: () => Promise<
 export interface NetlinkDevice extends UioName {
   /** `/dev/uioN`. */
   uioPath: string;
+  /** Minor number, the N of `/dev/uioN`. */
   minor: number;
 }
 
@@ -260,7 +261,9 @@ export interface NetlinkDevice extends UioName {
 export interface Reconfiguration {
   /** Bytes. */
   size?: number;
+  /** The new attrib/emulate_write_cache. */
   writeCache?: boolean;
+  /** The new configuration string. */
   config?: string;
 }
 
@@ -283,6 +286,7 @@ export interface NetlinkHandlers {
   error?(error: TargetError): void;
 }
 
+/** What is done about the kernel's events, for `TcmuNetlink.open`. */
 export interface NetlinkOptions {
   /**
    * Lets the kernel wait for this process: `enable`, resizes and removals of **all** devices of the
@@ -313,6 +317,7 @@ interface Known {
 
 type Answer = (status: number) => void | Promise<void>;
 
+/** A listener to the kernel's announcements of devices. Made by `TcmuNetlink.open`. */
 export class TcmuNetlink {
   readonly #host: TargetHost;
   readonly #handlers: NetlinkHandlers;
@@ -379,6 +384,7 @@ export class TcmuNetlink {
     return this.#closing;
   }
 
+  /** As `close`, for `await using`; rejects as that does. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }

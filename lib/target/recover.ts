@@ -13,6 +13,7 @@ import { localHost, type TargetHost } from './host.js';
 import { parseConfig } from './uio.js';
 import { Undo, undoOnFailure } from './undo.js';
 
+/** How a device is taken back, for `recoverBackstore`. */
 export interface RecoverOptions {
   /**
    * What becomes of the commands that the dead handler had: `retry` (default) answers them with BUSY, so
@@ -60,6 +61,7 @@ async function refuseServed(host: TargetHost, path: string): Promise<void> {
   }
 }
 
+/** Which devices are taken back, for `takeOver`. */
 export interface TakeOverOptions extends RecoverOptions {
   /** Only backstores whose configuration string begins with it. Default: all. */
   subtype?: string;
@@ -69,8 +71,22 @@ export interface TakeOverOptions extends RecoverOptions {
 
 /** One device of `takeOver`: what `open` returned for it, or why it could not be taken. */
 export type TakenOver<T> =
-  | { backstore: Backstore; value: T; error?: undefined }
-  | { backstore: Backstore; value?: undefined; error: TargetError };
+  | {
+      /** The device. */
+      backstore: Backstore;
+      /** What `open` returned. */
+      value: T;
+      /** Absent where it was taken. */
+      error?: undefined;
+    }
+  | {
+      /** The device. */
+      backstore: Backstore;
+      /** Absent where it was not taken. */
+      value?: undefined;
+      /** Why not. */
+      error: TargetError;
+    };
 
 /**
  * Takes back every device at once, as a daemon does when it starts: unblocks what a recovery cut short
@@ -78,6 +94,7 @@ export type TakenOver<T> =
  * fails doesn't keep another from coming back.
  *
  * @param open opens the uio device and begins to serve
+ * @throws TargetError only when nothing at all can be read; what fails for one device is in its entry
  */
 export async function takeOver<T>(
   open: (backstore: Backstore) => T | Promise<T>,

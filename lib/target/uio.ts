@@ -7,7 +7,7 @@ import { localHost, type TargetHost } from './host.js';
 
 /** Which backstore a uio device belongs to, as its name in sysfs and in netlink events says. */
 export interface UioName {
-  /** The N of `core/user_N`. */
+  /** Number, the N of `core/user_N`. */
   hba: number;
   /** The backstore. */
   name: string;
@@ -19,7 +19,7 @@ export interface UioName {
 export interface UioDevice extends UioName {
   /** `/dev/uio0`; the node may still be missing, see `waitForUio`. */
   uioPath: string;
-  /** The N of uioN. */
+  /** Number, the N of uioN. */
   minor: number;
   /** `major:minor` of the node. */
   deviceNumber: string;
@@ -36,14 +36,22 @@ export function parseUioName(text: string): UioName | undefined {
 }
 
 /** The part of a configuration string that says which kind of handler it is for, and the rest. */
-export function parseConfig(config: string): { subtype: string; rest: string } {
+export function parseConfig(config: string): {
+  /** The first part: who is to serve it. */
+  subtype: string;
+  /** What follows the first `/`. */
+  rest: string;
+} {
   const slash = config.indexOf('/');
   return slash < 0
     ? { subtype: config, rest: '' }
     : { subtype: config.slice(0, slash), rest: config.slice(slash + 1) };
 }
 
-/** All enabled user backstores, by their uio devices. */
+/**
+ * All enabled user backstores, by their uio devices.
+ * @throws TargetError (`ERR_TCMU_TARGET_*`)
+ */
 export async function listUio(host: TargetHost = localHost): Promise<UioDevice[]> {
   const folder = `${host.sysfs}/class/uio`;
   const devices = await Promise.all(

@@ -22,16 +22,19 @@ import { Undo, undoOnFailure } from './undo.js';
 
 const TAG = 1;
 
+/** How a backstore becomes a LUN for QEMU, for `attachVhost`. */
 export interface VhostOptions {
   /** Name of the target port, `naa.` and 16 hexadecimal digits. Default: made from the backstore's name. */
   wwn?: string;
-  /** Default 0. */
+  /** Logical unit number. Default 0. */
   lun?: number;
 }
 
+/** A backstore as a LUN of a vhost-scsi target. Made by `attachVhost`. */
 export class VhostLun {
   /** What the VMM is told: QEMU's `wwpn`. */
   readonly wwn: string;
+  /** Logical unit number. */
   readonly lun: number;
   readonly #host: TargetHost;
   readonly #tpg: string;
@@ -71,6 +74,7 @@ export class VhostLun {
     await whenEmpty(this.#host, this.#tpg, () => this.#port.run());
   }
 
+  /** As `detach`, for `await using`; rejects as that does. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.detach();
   }

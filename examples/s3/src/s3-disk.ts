@@ -5,8 +5,10 @@
  * - A settled `flush`, a settled write with `fua`, and with `writeCache: false` every settled change, is in
  *   the bucket (with a journal: on this host's disk). After a crash the disk is what a prefix of the
  *   acknowledged changes made of it, everything flushed included.
- * - From the moment another writer has opened the disk, no flush of this one succeeds, and as soon as it
- *   has noticed, no write; none of its later bytes is ever seen.
+ * - From the moment another writer has opened the disk, no flush of this one succeeds, not even one that has
+ *   nothing to send (a journal's flush alone asks nobody), nor any change that has to be durable; what goes into the write
+ *   cache is refused as soon as it has noticed: by its next flush or upload, or within `watchMs`. None of its
+ *   later bytes is ever seen.
  * - What is read has been verified; damage is an error that names the object.
  * - While the bucket doesn't answer, what is in memory is served, writes are taken up to the dirty limit,
  *   and whoever waits longer than `patienceMs` is told NOT READY; nothing is acknowledged that isn't so.
@@ -778,9 +780,9 @@ export class S3Disk implements BlockStore {
     try {
       const log = this.#log;
       if (log !== undefined && log.failure === undefined && options.discard !== true) {
-        await log.flush(Number.POSITIVE_INFINITY);
+        await log.drain(Number.POSITIVE_INFINITY);
         await this.#serial;
-        await log.flush(Number.POSITIVE_INFINITY);
+        await log.drain(Number.POSITIVE_INFINITY);
       }
     } catch (error) {
       throw translate(error, 'write');
@@ -806,7 +808,7 @@ export class S3Disk implements BlockStore {
         if (change.type === 'zero') this.#zero(log, change.position, change.length);
         else this.#append(log, change.position, change.data);
       },
-      () => log.flush(Number.POSITIVE_INFINITY),
+      () => log.drain(Number.POSITIVE_INFINITY),
     );
     if (count > 0) this.#requests.log('info', `${count} changes of the journal are in the bucket`);
   }

@@ -110,6 +110,67 @@ describe('a second writer', () => {
     await third.close();
   });
 
+  it('ends the first one’s flushes at once, also those that have nothing to send', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1));
+    await first.flush();
+    await write(first, 0, block(1), true);
+    await first.flush();
+    const second = await open(bucket.connect(2));
+    const flushes = await Promise.allSettled([first.flush(), first.flush(), first.flush()]);
+    expect(flushes.map(({ status }) => status)).toEqual(Array(3).fill('rejected'));
+    expect(await causeOf(() => write(first, 0, block(2)))).toBe('ERR_TCMU_S3_FENCED');
+    await first.close();
+    await second.close();
+  });
+
+  it('ends a flush whose data had arrived before, and whose answer came after', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1));
+    let answer = (): void => {};
+    const held = new Promise<void>((resolve) => {
+      answer = resolve;
+    });
+    let arrived = false;
+    bucket.after = async (operation, key) => {
+      if (arrived || operation !== 'put' || !key.includes('/s/')) return;
+      arrived = true;
+      await held;
+    };
+    const early = write(first, 0, block(1), true);
+    await expect.poll(() => arrived).toBe(true);
+    const second = await open(bucket.connect(2));
+    expect((await readAll(second, 0, 4096)).equals(block(1))).toBe(true);
+    const late = causeOf(() => first.flush());
+    answer();
+    // It began before the takeover, and what it promised is so.
+    await early;
+    expect(await late).toBe('ERR_TCMU_S3_FENCED');
+    await first.close();
+    await second.close();
+  });
+
+  it('ends every write at once that has to be durable', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1), { writeCache: false });
+    await write(first, 0, block(1));
+    const second = await open(bucket.connect(2));
+    expect(await causeOf(() => write(first, 0, block(2)))).toBe('ERR_TCMU_S3_FENCED');
+    expect((await readAll(second, 0, 4096)).equals(block(1))).toBe(true);
+    await first.close();
+    await second.close();
+  });
+
+  it('is asked for once by flushes at the same time', async () => {
+    const bucket = await bucketWithDisk();
+    const disk = await open(bucket.connect(1));
+    const before = disk.statistics().gets;
+    await Promise.all(Array.from({ length: 20 }, () => disk.flush()));
+    // The first look is under way already when the others come.
+    expect(disk.statistics().gets - before).toBe(2);
+    await disk.close();
+  });
+
   it('is noticed by a writer that has nothing to write', async () => {
     const bucket = await bucketWithDisk();
     const first = await open(bucket.connect(1), { watchMs: 1000 });

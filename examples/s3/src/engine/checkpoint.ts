@@ -107,7 +107,7 @@ export class Checkpointer {
     };
     await this.#put(manifestName(n, epoch), BlobKind.manifest, n, n, [encodeManifest(manifest)]);
     log.checkpoint(n);
-    await log.flush(FOREVER);
+    await log.drain(FOREVER);
     const slots = [...image.segments.keys()].filter((slot) => slot < cut);
     const owned = new Set(this.#parts.claims);
     image.adopt(image.map.successor(manifest, changed), updates.keys());

@@ -7,8 +7,9 @@
  *   and a flush is answered when it is past everything appended before.
  * - Every slot is created under If-None-Match. Whoever opens the disk for writing claims the first slot
  *   that is missing, or puts a fence into a later one, so the upload that loses ends this writer for good:
- *   every waiting and later write and flush fails with `fenced`. No more than `WINDOW` slots are under way from the first missing one
- *   on, and a claim or fence leaves that many free behind itself: late uploads of an old writer fill slots that
+ *   every waiting and later write and flush fails with `fenced`. A flush that has nothing to send looks into
+ *   that slot instead: none succeeds that began when another writer had opened the disk.
+ * - No more than `WINDOW` slots are under way from the first missing one on, and a claim or fence leaves that many free behind itself: late uploads of an old writer fill slots that
  *   nobody reads.
  * - While the bucket does not answer, uploads are tried again for ever; callers wait, at most as long as
  *   they are patient, and are told `unreachable` or `refused`. Their data stays and goes out later.
@@ -99,6 +100,9 @@ export class LogWriter {
   /** The bucket refuses us: callers are told at once, uploads go on being tried. */
   #refusal: unknown;
   #watching = false;
+  /** Looks for a rival: the one under way, and the one that begins after it. */
+  #looking: Promise<void> | undefined;
+  #lookingNext: Promise<void> | undefined;
   #holders = 0;
 
   /** @param slot the first to write */
@@ -222,10 +226,23 @@ export class LogWriter {
   }
 
   /**
+   * Everything appended so far is in the bucket, and the disk was ours at some moment since the call.
+   * @throws DiskError `fenced`, `unreachable`, `refused`, `closed`
+   */
+  async flush(): Promise<void> {
+    const { patience } = this.#options;
+    // What is still here proves it when it gets its slot. What was sent before the call may have arrived
+    // before somebody else opened the disk: its success says nothing about now.
+    const proof =
+      this.#open.empty && this.#failure === undefined ? this.#look(patience) : undefined;
+    await Promise.all([this.drain(patience), proof]);
+  }
+
+  /**
    * Everything appended so far is in the bucket.
    * @throws DiskError `fenced`, `unreachable`, `refused`, `closed`
    */
-  flush(patience = this.#options.patience): Promise<void> {
+  drain(patience: number): Promise<void> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     if (this.#open.empty) {
       if (this.#durable === this.#open.slot) return Promise.resolve();
@@ -235,6 +252,54 @@ export class LogWriter {
     if (this.#underWay.size + this.#queue.length < FLUSH_UPLOADS) this.#seal();
     else this.#sealWanted = true;
     return this.#wait(slot, patience);
+  }
+
+  /** By requests that begin now, or, while others are under way, by the next ones, which all share. */
+  #look(patience: number): Promise<void> {
+    const look = (): Promise<void> => {
+      this.#lookingNext = undefined;
+      const running = this.#lookNow(patience).finally(() => {
+        if (this.#looking === running) this.#looking = undefined;
+      });
+      this.#looking = running;
+      return running;
+    };
+    if (this.#looking === undefined) return look();
+    this.#lookingNext ??= this.#looking.then(look, look);
+    return this.#lookingNext;
+  }
+
+  /** @throws DiskError `fenced`, `unreachable`, `closed`; ObjectStoreError */
+  async #lookNow(patience: number): Promise<void> {
+    const requests = this.#requests;
+    try {
+      // Another writer's claim is behind all that has arrived; ours may have arrived untold.
+      for (let slot = this.#durable; ; slot = Math.max(slot + 1, this.#durable)) {
+        const key = `${this.#options.prefix}/${segmentName(slot)}`;
+        if (!(await requests.retry(`get ${key}`, () => this.#isOurs(key), patience))) break;
+      }
+    } catch (error) {
+      if (!(error instanceof DiskError && error.failure === 'fenced')) throw error;
+      this.#fail(error);
+    }
+    if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  /** @returns false when nobody's is there. @throws DiskError `fenced`; ObjectStoreError */
+  async #isOurs(key: string): Promise<boolean> {
+    const { counters, objects, signal } = this.#requests;
+    counters.gets++;
+    const range = { start: 0, end: HEADER_BYTES };
+    let start: Buffer;
+    try {
+      start = (await objects.get(key, { range, signal })).body;
+    } catch (error) {
+      if (failureKind(error) === 'not-found') return false;
+      throw error;
+    }
+    const { header } = decodeHead(key, start);
+    if (header.writer === this.#options.writer) return true;
+    throw fenced(key, header.epoch, this.#options.epoch);
   }
 
   /** Sends on its way what is in the open segment, without waiting. */
@@ -458,21 +523,11 @@ export class LogWriter {
   /** Looks whether somebody has taken over while nothing was written. */
   async probe(): Promise<void> {
     if (this.#failure !== undefined || this.#underWay.size > 0 || this.#queue.length > 0) return;
-    const slot = this.#durable;
-    const key = `${this.#options.prefix}/${segmentName(slot)}`;
     try {
-      this.#requests.counters.gets++;
-      const range = { start: 0, end: HEADER_BYTES };
-      const { body } = await this.#requests.objects.get(key, {
-        range,
-        signal: this.#requests.signal,
-      });
-      const { header } = decodeHead(key, body);
-      if (header.writer !== this.#options.writer) {
-        this.#fail(fenced(key, header.epoch, this.#options.epoch));
-      }
+      await this.#isOurs(`${this.#options.prefix}/${segmentName(this.#durable)}`);
     } catch (error) {
-      if (failureKind(error) !== 'not-found') this.#requests.log('info', (error as Error).message);
+      if (error instanceof DiskError && error.failure === 'fenced') this.#fail(error);
+      else this.#requests.log('info', (error as Error).message);
     }
   }
 

@@ -28,9 +28,12 @@ export interface OpeningParts extends Omit<ImageParts, 'geometry'> {
 export const NO_WRITER = '0'.repeat(16);
 
 const MAX_ATTEMPTS = 20;
-/** How far ahead of the last slot that is known a fence is put first; each time it comes too late, twice that. */
+/**
+ * How far ahead of the last slot that is known a fence is put first; each further one twice as far: the one
+ * before came too late, be it that its slot was taken, be it that it had been collected already.
+ */
 const FENCE_AHEAD = 2 * WINDOW;
-const FENCE_AHEAD_MOST = 64 * WINDOW;
+const FENCE_AHEAD_MOST = 256 * WINDOW;
 
 /** A manifest by its name. @throws Gone; DiskError `damaged` */
 export async function loadManifest(
@@ -320,10 +323,11 @@ export async function claim(
   const { requests, codec, prefix, disk } = parts;
   const identity = { kind: BlobKind.segment, n: 0, writer };
   const seen: { hole?: number } = {};
+  const aim = { ahead: FENCE_AHEAD };
   let fence = 0;
   let isBusy = false;
   return attempt(prefix, async () => {
-    if (isBusy) fence = await placeFence(parts, 1, identity, conditional);
+    if (isBusy) fence = await placeFence(parts, 1, aim, identity, conditional);
     const state = await tryLoad(parts, seen);
     isBusy = state === undefined;
     if (state === undefined) return undefined;
@@ -339,7 +343,7 @@ export async function claim(
       }
       if (mine > fence) {
         if (fences++ === MAX_ATTEMPTS) return undefined;
-        fence = await placeFence(parts, mine, identity, conditional);
+        fence = await placeFence(parts, mine, aim, identity, conditional);
       }
       await state.survey();
       await state.advance(fence + 1);
@@ -359,16 +363,22 @@ export async function claim(
   });
 }
 
-/** @param from a slot up to which the log is known. @returns the fence's: no writer of now gets past it */
+/**
+ * @param from a slot up to which the log is known
+ * @param aim how far ahead the next fence goes, of all for one opening
+ * @returns the fence's slot: no writer that has not got there yet gets past it
+ */
 async function placeFence(
   parts: OpeningParts,
   from: number,
+  aim: { ahead: number },
   identity: Pick<BlobIdentity, 'kind' | 'n' | 'writer'>,
   conditional: boolean,
 ): Promise<number> {
-  for (let ahead = FENCE_AHEAD; ; ahead = Math.min(2 * ahead, FENCE_AHEAD_MOST)) {
+  for (;;) {
     const taken = await listSlots(parts.requests, parts.prefix, from);
-    const slot = (taken.at(-1) ?? from) + ahead;
+    const slot = (taken.at(-1) ?? from) + aim.ahead;
+    aim.ahead = Math.min(2 * aim.ahead, FENCE_AHEAD_MOST);
     const fence = { ...identity, number: slot, epoch: FENCE_EPOCH };
     const isUp = claimSlot(parts, fence, slot + WINDOW, conditional).catch((error: unknown) => {
       if (error instanceof Gone) return false;

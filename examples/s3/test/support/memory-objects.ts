@@ -31,6 +31,8 @@ export class MemoryBucket {
   conditional = true;
   /** Decides about each request of any client. */
   fate: (operation: Operation, key: string) => Fate | Promise<Fate> = () => 'good';
+  /** Between carrying a request out and its answer. */
+  after: ((operation: Operation, key: string) => Promise<void>) | undefined;
   requests = 0;
   puts: string[] = [];
   #etags = 0;
@@ -104,6 +106,7 @@ export class MemoryClient implements ObjectStore {
       throw new ObjectStoreError(fate.before, `${operation} ${key}: injected ${fate.before}`);
     }
     const answer = run();
+    await this.#bucket.after?.(operation, key);
     await new Promise((resolve) => setImmediate(resolve));
     if (this.#dead) return new Promise<T>(() => {});
     if (fate !== 'good') {

@@ -41,6 +41,7 @@ import { Mapping } from './mapping.js';
 import { MetadataSync } from './metadata-sync.js';
 import { Reader } from './reader.js';
 import { Refcounts } from './refcounts.js';
+import { Reserve } from './reserve.js';
 import { countTree, type Restructured, type Restructuring, restructure } from './restructure.js';
 import { Writer } from './writer.js';
 
@@ -103,6 +104,7 @@ export class QcowImage implements Layer {
   readonly #data: GuestData;
   readonly #writer: Writer;
   readonly #acknowledgeWritten: boolean;
+  readonly #reserve: Reserve | undefined;
   /** Guest data may be written straight to the file. */
   readonly #direct: boolean;
   #gate: Promise<void> | undefined;
@@ -156,6 +158,12 @@ export class QcowImage implements Layer {
       },
       lazy: () => this.#dirtyBit && hasFeature(header.compatible, Compatible.LAZY_REFCOUNTS),
     });
+    // Encrypted zeros are no zeros, and a block device does not become longer.
+    if (this.#acknowledgeWritten && this.#direct && file.backing?.facts.kind !== 'block') {
+      const { refcounts, sync } = this;
+      const { clusterSize } = geometry;
+      this.#reserve = new Reserve({ file, clusterSize, refcounts, sync });
+    }
     const parts = {
       file,
       data: this.#data,
@@ -163,6 +171,7 @@ export class QcowImage implements Layer {
       mapping: this.mapping,
       refcounts: this.refcounts,
       sync: this.sync,
+      reserve: this.#reserve,
       backing: options.backing,
       codec: options.codec,
       compress: options.compress ?? false,
@@ -301,9 +310,13 @@ export class QcowImage implements Layer {
     });
     try {
       await this.inFlight.drained();
-      if (!this.readOnly) await this.sync.settle();
+      if (!this.readOnly) {
+        await this.#reserve?.drain();
+        await this.sync.settle();
+      }
       return await run();
     } finally {
+      this.#reserve?.resume();
       open();
     }
   }
@@ -481,6 +494,7 @@ export class QcowImage implements Layer {
           await this.bitmaps?.store();
           await this.sync.settle();
           await this.clearDirty();
+          await this.#reserve?.cut();
         });
       } else {
         await this.inFlight.drained();

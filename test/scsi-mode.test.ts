@@ -291,7 +291,7 @@ describe('saved mode pages', () => {
 
   test('others hear of changed parameters where there is more than one nexus', async () => {
     let nexuses = new Set(['one']);
-    const device = await openDevice(memory(), { nexuses: async () => nexuses });
+    const device = await openDevice(memory(), { nexuses: async () => ({ names: nexuses }) });
     const list = control(D_SENSE);
     await run(device, select(0x10, list.length), { out: list });
     expect((await run(device, CDB.testUnitReady())).outcome).toBe('GOOD');

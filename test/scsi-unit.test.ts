@@ -1,5 +1,5 @@
-import { describe, expect, test } from 'vitest';
-import { decodeSense, sense } from '../lib/scsi/index.js';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { type AskNexuses, decodeSense, type Nexuses, sense } from '../lib/scsi/index.js';
 import { MemoryStore } from '../lib/store/index.js';
 import { CDB, cdb, openDevice, run } from './scsi-fake-command.js';
 
@@ -105,28 +105,112 @@ describe('a removable disk', () => {
 });
 
 describe('PREVENT ALLOW MEDIUM REMOVAL and its nexus', () => {
-  const prevent = (value: number) => cdb(0x1e, 0, 0, 0, value, 0);
   const eject = cdb(0x1b, 0, 0, 0, 0x02, 0);
+  const PREVENTED = '5/53/2';
+  let now: Nexuses | undefined;
+  const open = (nexuses: AskNexuses) => openDevice(memory(), { removable: true, nexuses });
+  const connected = (...names: string[]) => ({ names: new Set(names) });
+  const partly = (...names: string[]) => ({ names: new Set(names), incomplete: true });
+
+  beforeEach(() => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
+  });
+  afterEach(() => {
+    vi.useRealTimers();
+  });
 
   test('prevention ends when none is left of the nexuses that may have asked for it', async () => {
-    let nexuses: Set<string> | undefined = new Set(['a', 'b']);
-    const device = await openDevice(memory(), { removable: true, nexuses: async () => nexuses });
+    now = connected('a', 'b');
+    const device = await open(async () => now);
     expect((await run(device, prevent(1))).outcome).toBe('GOOD');
-    nexuses = new Set(['b', 'c']);
-    expect((await run(device, eject)).outcome).toBe('5/53/2');
-    nexuses = undefined;
-    expect((await run(device, eject)).outcome).toBe('5/53/2');
-    nexuses = new Set(['c']);
+    now = connected('b', 'c');
+    expect((await run(device, eject)).outcome).toBe(PREVENTED);
+    now = undefined;
+    expect((await run(device, eject)).outcome).toBe(PREVENTED);
+    now = connected('c');
     expect((await run(device, eject)).outcome).toBe('GOOD');
     expect((await run(device, CDB.testUnitReady())).outcome).toBe('2/3a/0');
   });
 
-  test('stays when nobody knows the nexuses', async () => {
-    const device = await openDevice(memory(), { removable: true, nexuses: () => undefined });
+  test('stays when nobody knows the nexuses, or asking fails', async () => {
+    for (const ask of [() => undefined, () => Promise.reject(new Error('no configfs'))]) {
+      const device = await open(ask);
+      await run(device, prevent(1));
+      expect((await run(device, eject)).outcome).toBe(PREVENTED);
+      await run(device, prevent(0));
+      expect((await run(device, eject)).outcome).toBe('GOOD');
+    }
+  });
+
+  test('an answer that takes long is waited for: the look for PREVENT goes on behind it', async () => {
+    now = connected('a');
+    const slow = () => new Promise<Nexuses>((resolve) => setTimeout(resolve, 3000, now as Nexuses));
+    const device = await open(slow);
+    const prevented = run(device, prevent(1));
+    await vi.advanceTimersByTimeAsync(300);
+    expect((await prevented).outcome).toBe('GOOD');
+    const held = run(device, eject);
+    await vi.advanceTimersByTimeAsync(6000);
+    expect((await held).outcome).toBe(PREVENTED);
+    now = connected('b');
+    const ejected = run(device, eject);
+    await vi.advanceTimersByTimeAsync(3000);
+    expect((await ejected).outcome).toBe('GOOD');
+  });
+
+  test('without an answer the medium stays', async () => {
+    now = connected('a');
+    const device = await open(() => (now === undefined ? new Promise<never>(() => {}) : now));
     await run(device, prevent(1));
-    expect((await run(device, eject)).outcome).toBe('5/53/2');
-    await run(device, prevent(0));
+    now = undefined;
+    const held = run(device, eject);
+    await vi.advanceTimersByTimeAsync(10_000);
+    expect((await held).outcome).toBe(PREVENTED);
+  });
+
+  test('a session that the kernel is about to free is waited for', async () => {
+    now = connected('a 1');
+    const device = await open(async () => now);
+    await run(device, prevent(1));
+    now = partly('a 2');
+    const ejected = run(device, eject);
+    await vi.advanceTimersByTimeAsync(1000);
+    now = connected('a 2');
+    await vi.advanceTimersByTimeAsync(100);
+    expect((await ejected).outcome).toBe('GOOD');
+  });
+
+  test('prevention stays with a session that is hidden by another of its initiator', async () => {
+    now = connected('a 1');
+    const device = await open(async () => now);
+    await run(device, prevent(1));
+    now = partly('a 2');
+    const held = run(device, eject);
+    await vi.advanceTimersByTimeAsync(11_000);
+    expect((await held).outcome).toBe(PREVENTED);
+  });
+
+  test('prevented beside a session about to be freed, it ends with the others', async () => {
+    now = partly('a 2');
+    const device = await open(async () => now);
+    await run(device, prevent(1));
+    now = connected('a 2');
+    await vi.advanceTimersByTimeAsync(100);
+    expect((await run(device, eject)).outcome).toBe(PREVENTED);
+    now = connected('a 3');
     expect((await run(device, eject)).outcome).toBe('GOOD');
+  });
+
+  test('a PREVENT that comes while an ejection waits counts', async () => {
+    now = connected('a 1');
+    const device = await open(async () => now);
+    await run(device, prevent(1));
+    now = partly('b 1');
+    const held = run(device, eject);
+    now = connected('b 1');
+    await run(device, prevent(1));
+    await vi.advanceTimersByTimeAsync(1000);
+    expect((await held).outcome).toBe(PREVENTED);
   });
 });
 

@@ -22,6 +22,7 @@ import { MediumOperation } from './hindrance.js';
 import { Identity, type IdentityOptions } from './identity.js';
 import { LogicalUnit } from './logical-unit.js';
 import type { ModePageStorage } from './mode-pages.js';
+import type { AskNexuses } from './nexuses.js';
 import { type PortGroups, SINGLE_PORT_GROUP } from './port-groups.js';
 import { type SenseError, sense, toSense } from './sense.js';
 
@@ -60,12 +61,12 @@ export interface BlockDeviceOptions extends IdentityOptions {
    */
   portGroups?: PortGroups | undefined;
   /**
-   * Names of the I_T nexuses (iSCSI sessions, say) there are now, any names that differ between nexuses and
-   * change when one is lost and comes again; undefined when they can't be told. TCMU does not say which one
-   * sent a command, so they serve only to end a PREVENT ALLOW MEDIUM REMOVAL whose nexus is gone, and to tell others
-   * of changed mode parameters.
+   * Asks for the I_T nexuses (iSCSI sessions, say) there are now; undefined when they can't be told. TCMU
+   * does not say which one sent a command, so they serve only to end a PREVENT ALLOW MEDIUM REMOVAL whose nexus is
+   * gone (an ejection waits for the answer, up to 10 s, and is refused without one), to tell others of changed
+   * mode parameters, and to forget results of copies nobody can ask for any more.
    */
-  nexuses?: (() => MaybePromise<ReadonlySet<string> | undefined>) | undefined;
+  nexuses?: AskNexuses | undefined;
   /** Told of every failure of the store; must not throw. They are on the diagnostics channel too. */
   onStoreFailure?: ((failure: StoreFailure) => void) | undefined;
 }
@@ -190,7 +191,7 @@ export class BlockDevice implements CommandHandler {
       const unit = this.#unit;
       unit.modePages.reset();
       unit.cacheModeChanged();
-      unit.removalPrevented = false;
+      unit.removal.allow();
     }
   }
 

@@ -19,6 +19,7 @@ import { CopyManager } from './copy/copy-manager.js';
 import type { Hindrance } from './hindrance.js';
 import type { Identity } from './identity.js';
 import { type ModePageStorage, ModePages } from './mode-pages.js';
+import { type AskNexuses, RemovalPrevention } from './nexuses.js';
 import type { PortGroups } from './port-groups.js';
 import { type SenseError, sense } from './sense.js';
 import { SpaceWatch } from './space-watch.js';
@@ -68,8 +69,8 @@ export interface UnitOptions {
   readonly copyGroup: string | undefined;
   readonly modePageStorage: ModePageStorage | undefined;
   readonly portGroups: PortGroups;
-  /** Names of the I_T nexuses there are now; undefined when nobody knows. */
-  readonly nexuses: (() => MaybePromise<ReadonlySet<string> | undefined>) | undefined;
+  /** The I_T nexuses there are now. */
+  readonly nexuses: AskNexuses | undefined;
 }
 
 /** Counters of the General Statistics and Performance log page: indexes into `LogicalUnit.counters`. */
@@ -85,6 +86,7 @@ export class LogicalUnit {
   readonly options: UnitOptions;
   readonly copies: CopyManager;
   readonly space: SpaceWatch;
+  readonly removal: RemovalPrevention;
   /** See `Counter`. */
   readonly counters = new Float64Array(4);
   /** Start and stop cycles: how often the medium was loaded. */
@@ -112,10 +114,6 @@ export class LogicalUnit {
   ejected = false;
   /** What refuses commands now: an operation on the whole medium, or that one failed. */
   hindrance: Hindrance | undefined;
-  /** PREVENT ALLOW MEDIUM REMOVAL. */
-  removalPrevented = false;
-  /** The nexuses there were when removal was prevented, as far as is known. */
-  preventers: ReadonlySet<string> | undefined;
   /**
    * Unit attentions not yet reported, oldest first. There is one queue for all nexuses: TCMU does
    * not tell handlers which initiator sent a command.
@@ -129,6 +127,7 @@ export class LogicalUnit {
     this.options = options;
     this.copies = new CopyManager(this);
     this.space = new SpaceWatch(this);
+    this.removal = new RemovalPrevention(options.nexuses);
   }
 
   /**

@@ -1,26 +1,10 @@
 /** Commands about the logical unit as such: readiness, start and stop, sense, reported LUNs. */
-import type { MaybePromise } from '../../device/data.js';
 import { chain } from '../../store/maybe.js';
 import { readU32, writeU32 } from '../bytes.js';
 import { bits, bytes, type CommandSpec } from '../command-spec.js';
-import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
+import { StoreRequest } from '../logical-unit.js';
 import { encodeSense, SenseKey, sense } from '../sense.js';
 import { respond } from './respond.js';
-
-/**
- * Whether the medium may not be moved. SPC-5, PREVENT ALLOW MEDIUM REMOVAL: prevention ends with the nexus
- * that asked for it, which here means when none is left of those there were then.
- */
-function removalPrevented(unit: LogicalUnit): MaybePromise<boolean> {
-  const { preventers } = unit;
-  if (!unit.removalPrevented || preventers === undefined) return unit.removalPrevented;
-  return chain(unit.options.nexuses?.(), (nexuses) => {
-    if (nexuses !== undefined && ![...preventers].some((nexus) => nexuses.has(nexus))) {
-      unit.removalPrevented = false;
-    }
-    return unit.removalPrevented;
-  });
-}
 
 export const unitCommands: readonly CommandSpec[] = [
   {
@@ -73,7 +57,7 @@ export const unitCommands: readonly CommandSpec[] = [
     run(unit, command) {
       const options = command.cdb[4] as number;
       const moves = unit.removable && (options & 0xf2) === 0x02;
-      return chain(moves ? removalPrevented(unit) : false, (prevented) => {
+      return chain(moves && unit.removal.holds(), (prevented) => {
         // The medium is locked where it is, in or out.
         if (prevented) throw sense.mediumRemovalPrevented();
         if ((options & 0x01) !== 0) {
@@ -101,11 +85,8 @@ export const unitCommands: readonly CommandSpec[] = [
     available: (unit) => unit.removable,
     needs: 'removable',
     run(unit, command) {
-      const prevent = ((command.cdb[4] as number) & 0x01) !== 0;
-      return chain(prevent ? unit.options.nexuses?.() : undefined, (nexuses) => {
-        unit.removalPrevented = prevent;
-        unit.preventers = nexuses;
-      });
+      if (((command.cdb[4] as number) & 0x01) !== 0) return unit.removal.prevent();
+      unit.removal.allow();
     },
   },
   {

@@ -18,13 +18,13 @@ import { readU16 } from './bytes.js';
 import { type CdbField, CommandEntry } from './command-spec.js';
 import { blockCommands } from './commands/index.js';
 import { registerUnit, unregisterUnit } from './copy/copy-manager.js';
-import { MediumOperation } from './hindrance.js';
+import { decodeOperation, MediumOperation } from './hindrance.js';
 import { Identity, type IdentityOptions } from './identity.js';
 import { LogicalUnit } from './logical-unit.js';
-import type { ModePageStorage } from './mode-pages.js';
 import type { AskNexuses } from './nexuses.js';
 import { type PortGroups, SINGLE_PORT_GROUP } from './port-groups.js';
 import { type SenseError, sense, toSense } from './sense.js';
+import type { StateStorage } from './state-storage.js';
 
 /** How the device presents itself. */
 export interface BlockDeviceOptions extends IdentityOptions {
@@ -54,7 +54,13 @@ export interface BlockDeviceOptions extends IdentityOptions {
    */
   copyGroup?: string | undefined;
   /** Where mode pages saved by MODE SELECT are kept. Default: nowhere, and saving is refused. */
-  modePageStorage?: ModePageStorage | undefined;
+  modePageStorage?: StateStorage | undefined;
+  /**
+   * Where it is kept that a FORMAT UNIT or SANITIZE has begun and not succeeded. With it, one that the end of
+   * the process cuts short has failed at the next start, and the medium is not accessible until it is
+   * formatted or sanitized (SBC-4). Default: nowhere, and a restart makes accessible what is left then.
+   */
+  operationStorage?: StateStorage | undefined;
   /**
    * The target port groups that REPORT TARGET PORT GROUPS tells of. Default: one group, 0, with relative
    * target port 1, active and optimized.
@@ -114,6 +120,7 @@ export class BlockDevice implements CommandHandler {
       longCommands: options.longCommands ?? false,
       copyGroup: options.copyGroup,
       modePageStorage: options.modePageStorage,
+      operationStorage: options.operationStorage,
       portGroups: options.portGroups ?? SINGLE_PORT_GROUP,
       nexuses: options.nexuses,
     });
@@ -139,13 +146,17 @@ export class BlockDevice implements CommandHandler {
         });
       try {
         unit.open(blockCommands);
-        const loaded = chain(unit.options.modePageStorage?.load(), (pages) => {
-          if (pages !== undefined) unit.modePages.load(pages);
-          unit.cacheModeChanged();
-          this.#open = true;
-          registerUnit(unit);
-          if (this.#powerOnAttention) unit.raiseAttention(sense.powerOnOccurred());
-        });
+        const { modePageStorage, operationStorage } = unit.options;
+        const loaded = chain(modePageStorage?.load(), (pages) =>
+          chain(operationStorage?.load(), (operation) => {
+            if (pages !== undefined) unit.modePages.load(pages);
+            if (operation !== undefined) unit.hindrance = decodeOperation(operation);
+            unit.cacheModeChanged();
+            this.#open = true;
+            registerUnit(unit);
+            if (this.#powerOnAttention) unit.raiseAttention(sense.powerOnOccurred());
+          }),
+        );
         return isPromise(loaded) ? (loaded as Promise<void>).catch(fail) : loaded;
       } catch (error) {
         return fail(error);
@@ -192,6 +203,7 @@ export class BlockDevice implements CommandHandler {
       unit.modePages.reset();
       unit.cacheModeChanged();
       unit.removal.allow();
+      unit.power = undefined;
     }
   }
 
@@ -227,6 +239,8 @@ export class BlockDevice implements CommandHandler {
     const refusal = unit.hindrance?.refusal(entry);
     if (refusal !== undefined) throw refusal;
     if (entry.medium !== 'none') {
+      // TEST UNIT READY leaves the power condition as it is (SPC-5, power conditions).
+      if (unit.power !== undefined && entry.spec.opcode !== 0x00) unit.power = undefined;
       if (unit.ejected) throw sense.mediumNotPresent();
       if (entry.medium === 'write' && unit.writeProtected) {
         throw unit.store.readOnly ? sense.writeProtected() : sense.softwareWriteProtected();

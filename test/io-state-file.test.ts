@@ -1,5 +1,13 @@
 /** A disk's memory beside its data: what comes back after a restart, and what a broken file does. */
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -59,6 +67,18 @@ test('a file that is no state is refused and stays', async () => {
     }
     expect(readFileSync(path, 'utf8')).toBe(text);
   }
+});
+
+test('no symbolic link is followed', async () => {
+  const elsewhere = join(folder, 'elsewhere');
+  writeFileSync(elsewhere, 'precious');
+  symlinkSync(elsewhere, `${path}.new`);
+  const storage = new StateFile(path).storage('one');
+  await storage.save(bytes(1));
+  expect(readFileSync(elsewhere, 'utf8')).toBe('precious');
+  rmSync(path);
+  symlinkSync(elsewhere, path);
+  await expect(new StateFile(path).storage('one').load()).rejects.toMatchObject({ errno: 'ELOOP' });
 });
 
 test('what the file system refuses is told, and the next save is tried', async () => {

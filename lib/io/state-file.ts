@@ -4,12 +4,17 @@
  *
  * Contract: a `save` that settled is durable; a crash leaves the state before a save or after it, whole. The
  * file is there only while there is something to keep. One process at a time uses it, as it does the disk.
+ * Its folder may belong to somebody less trusted: no symbolic link is followed to it.
  */
+import { constants } from 'node:fs';
 import { open, readFile, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { FileError } from '../errors.js';
 import type { StateStorage } from '../scsi/state-storage.js';
 import { wrapFileError } from './io-queue.js';
+
+/** Nor is a FIFO waited for. */
+const READ = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 
 export interface StateFileOptions {
   /** Only load: saving fails with EROFS. Default false. */
@@ -62,7 +67,7 @@ export class StateFile {
   async #read(): Promise<Map<string, Uint8Array>> {
     let text: string;
     try {
-      text = await readFile(this.path, 'utf8');
+      text = await readFile(this.path, { encoding: 'utf8', flag: READ });
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return new Map();
       throw wrapFileError('read', this.path, error);
@@ -83,7 +88,8 @@ export class StateFile {
       if (states.size === 0) await rm(path, { force: true });
       else {
         const next = `${path}.new`;
-        const file = await open(next, 'w', 0o600);
+        await rm(next, { force: true });
+        const file = await open(next, 'wx', 0o600);
         try {
           await file.writeFile(encode(states));
           await file.sync();

@@ -21,9 +21,9 @@ The disk
   --read-only              refuse writes; several read-only servers may share a file
   --thick                  unmap nothing: space that was taken stays taken
   --bandwidth <size>       read and write at most so much a second: 50M
-  --state <file>           keeps what the disk remembers over restarts: mode pages that initiators save, a format or
-                           sanitize operation that has not ended. Default <path>.state for a file, which is
-                           there only while there is something to keep; none for a block device
+  --state <file>           what the disk remembers over restarts: mode pages that initiators save, a format or
+                           sanitize operation that has not ended. Default for a file: <path>.state, there
+                           only while there is something to keep; for a block device: none
   --removable              a medium that initiators may lock and eject
   --no-write-cache         answer each write when it is durable, not when the kernel has it
   --direct                 O_DIRECT: past this machine's page cache

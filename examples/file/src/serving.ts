@@ -93,10 +93,10 @@ async function serveAnew(
   };
 }
 
-/** What the disk remembers over restarts. A read-only server only looks. */
-function memoryOf(
-  store: FileStore,
-  options: Options,
+/** Where the disk keeps what it remembers over restarts. A read-only server only looks. */
+export function memoryOf(
+  store: Pick<FileStore, 'path' | 'kind' | 'readOnly'>,
+  options: Pick<Options, 'state'>,
 ): Pick<BlockDeviceOptions, 'modePageStorage' | 'operationStorage'> {
   const path = options.state ?? (store.kind === 'file' ? `${store.path}.state` : undefined);
   if (path === undefined) return {};

@@ -158,7 +158,7 @@ for what, expected in [
     (lambda: h.pread(512, end), errno.EINVAL),
     (lambda: h.pwrite(bytes(1024), end - 512), errno.ENOSPC),
     (lambda: h.pread(511, 0), errno.EINVAL),
-    (lambda: h.trim(1024, end - 512), errno.EINVAL),
+    (lambda: h.trim(1024, end - 512), errno.ENOSPC),
     (lambda: h.zero(1024, end - 512), errno.ENOSPC),
 ]:
     try:

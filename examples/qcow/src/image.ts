@@ -22,7 +22,6 @@ import {
   Compatible,
   ExtensionType,
   encodeFields,
-  encodeHeader,
   extension,
   type Header,
   hasFeature,
@@ -41,6 +40,7 @@ import { Mapping } from './mapping.js';
 import { MetadataSync } from './metadata-sync.js';
 import { Reader } from './reader.js';
 import { Refcounts } from './refcounts.js';
+import { replaceHeader } from './replace-header.js';
 import { Reserve } from './reserve.js';
 import { countTree, type Restructured, type Restructuring, restructure } from './restructure.js';
 import { Writer } from './writer.js';
@@ -372,6 +372,11 @@ export class QcowImage implements Layer {
     return this.#writer.writeZeroes(position, length, mayUnmap);
   }
 
+  /** Makes whole clusters behind the disk's end unallocated, while running exclusively. */
+  giveUpExclusively(start: number, stop: number): Promise<void> {
+    return this.#writer.giveUp(start, stop);
+  }
+
   /** Damage found while writing ends writing, and is noted in the image. */
   async #guarded(operation: Promise<void>): Promise<void> {
     try {
@@ -423,25 +428,15 @@ export class QcowImage implements Layer {
   }
 
   /**
-   * Makes the image name another backing file, or none: the first cluster is written anew, what lies
-   * behind its first sector first, then, after a flush, the sector that refers to it.
+   * Makes the image name another backing file, or none. Runs exclusively.
+   * @throws QcowError `ERR_TCMU_QCOW_STATE` when the name does not fit; FileError
    */
   async setBacking(name: string | undefined, format: string | undefined): Promise<void> {
     const { header, file } = this;
-    const inUse = {
-      offset: header.backingOffset,
-      length: Buffer.byteLength(header.backingFile ?? ''),
-    };
     const next = { ...header, backingFile: name, extensions: [...header.extensions] };
     const formatBytes = format === undefined ? undefined : Buffer.from(format);
     setExtension(next, ExtensionType.BACKING_FORMAT, formatBytes);
-    const cluster = encodeHeader(next, this.path, inUse);
-    if (cluster.length > 512) {
-      await file.write(cluster.subarray(512), 512);
-      await file.flush();
-    }
-    await file.write(cluster.subarray(0, 512), 0);
-    await file.flush();
+    await replaceHeader(file, header, next);
     Object.assign(header, next);
   }
 

@@ -85,6 +85,19 @@ export class Writer {
     }
   }
 
+  /** Makes whole clusters unallocated, whatever lies below shows then. For one table's range at a time. */
+  async giveUp(start: number, stop: number): Promise<void> {
+    const { mapping, geometry } = this.#parts;
+    const { clusterSize } = geometry;
+    for (let at = start; at < stop; at += clusterSize) {
+      await this.#withSlice(at, (slice) => {
+        mapping.resolve(slice, at, clusterSize);
+        if (mapping.kind === Kind.INVALID) throw mapping.invalid(at);
+        if (mapping.kind !== Kind.UNALLOCATED) this.#zeroEntry(slice, at, at + clusterSize, true);
+      });
+    }
+  }
+
   async #locked(position: number, length: number, run: () => Promise<void>): Promise<void> {
     const { lock, geometry } = this.#parts;
     const { clusterSize } = geometry;

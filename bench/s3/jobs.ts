@@ -17,11 +17,8 @@ export interface Job {
 
 const KIB = 1024;
 const base = { processes: 1, sync: false, cache: 'any', latencyMs: 0, depth: 1 } as const;
+/** Reads come first: of a disk as it was filled, not as random writes leave it. */
 const near: readonly Job[] = [
-  { ...base, name: 'randwrite-4k-d1', rw: 'randwrite', blockSize: 4 * KIB },
-  { ...base, name: 'randwrite-4k-d16', rw: 'randwrite', blockSize: 4 * KIB, depth: 16 },
-  { ...base, name: 'fsync-4k-j1', rw: 'randwrite', blockSize: 4 * KIB, sync: true },
-  { ...base, name: 'fsync-4k-j16', rw: 'randwrite', blockSize: 4 * KIB, sync: true, processes: 16 },
   { ...base, name: 'randread-4k-cold-d1', rw: 'randread', blockSize: 4 * KIB, cache: 'cold' },
   {
     ...base,
@@ -41,7 +38,14 @@ const near: readonly Job[] = [
   },
   { ...base, name: 'read-1m-d4', rw: 'read', blockSize: 1024 * KIB, cache: 'cold', depth: 4 },
   { ...base, name: 'write-1m-d4', rw: 'write', blockSize: 1024 * KIB, depth: 4 },
+  { ...base, name: 'fsync-4k-j1', rw: 'randwrite', blockSize: 4 * KIB, sync: true },
+  { ...base, name: 'fsync-4k-j16', rw: 'randwrite', blockSize: 4 * KIB, sync: true, processes: 16 },
+  { ...base, name: 'randwrite-4k-d1', rw: 'randwrite', blockSize: 4 * KIB },
+  { ...base, name: 'randwrite-4k-d16', rw: 'randwrite', blockSize: 4 * KIB, depth: 16 },
 ];
+
+/** Whether a disk is not as it was filled any more. */
+export const scatters = ({ rw }: Job): boolean => rw === 'randwrite';
 
 /** Each job as it is, and with 20 ms added to each request. */
 export const jobs: readonly Job[] = [
@@ -53,8 +57,11 @@ export const metrics = {
   iops: { name: 'iops', unit: '1/s', better: 'higher' },
   throughput: { name: 'throughput', unit: 'MB/s', better: 'higher' },
   p99: { name: 'p99', unit: 'ms', better: 'lower' },
-  requests: { name: 'requests', unit: '1/operation', better: 'lower' },
+  requests: { name: 'requests', unit: '1/1000 operations', better: 'lower' },
+  /** Resident at most, the program's text and its libraries included. */
   memory: { name: 'memory', unit: 'MiB', better: 'lower' },
+  /** Without what is read from files, which can be dropped, and is shared with other processes. */
+  anonymous: { name: 'anonymous', unit: 'MiB', better: 'lower' },
 } as const satisfies Record<string, Metric>;
 
 function bar(metric: Metric, peer: string, ratio: number, holds: (job: Job) => boolean): Bar {

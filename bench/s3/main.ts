@@ -14,7 +14,8 @@ const usage = `npm run bench:s3 -- [options]
   --subjects <names>    comma-separated, of: ${Object.keys(subjects).join(', ')}
   --rounds <n>          interleaved. Default 3
   --seconds <n>         of each measurement. Default 5
-  --size <MiB>          of each disk. Default 256
+  --size <MiB>          of each disk. Default 512
+  --cache <MiB>         memory for data, of those that have any. Default 256
   --json <file>         write the results there too
   --no-setup            measure what is built, install nothing
 
@@ -57,7 +58,8 @@ async function main(): Promise<number> {
       subjects: { type: 'string' },
       rounds: { type: 'string', default: '3' },
       seconds: { type: 'string', default: '5' },
-      size: { type: 'string', default: '256' },
+      size: { type: 'string', default: '512' },
+      cache: { type: 'string', default: '256' },
       json: { type: 'string' },
       'no-setup': { type: 'boolean' },
       help: { type: 'boolean', short: 'h' },
@@ -73,6 +75,7 @@ async function main(): Promise<number> {
     rounds: positive(values.rounds, 'rounds'),
     seconds: positive(values.seconds, 'seconds'),
     sizeMb: positive(values.size, 'size'),
+    cacheMb: positive(values.cache, 'cache'),
   };
   const samples = await measure({
     ...plan,
@@ -86,6 +89,7 @@ async function main(): Promise<number> {
     rounds: plan.rounds,
     seconds: plan.seconds,
     diskMiB: plan.sizeMb,
+    cacheMiB: plan.cacheMb,
     subjects: Object.fromEntries(
       plan.subjects.map((name) => [subjects[name].name, subjects[name].about]),
     ),

@@ -13,7 +13,7 @@ import { FaultProxy } from '../../examples/s3/test/support/fault-proxy.js';
 import { type Radosgw, startRadosgw } from '../../examples/s3/test/support/radosgw.js';
 import { type FioResult, parseFio } from '../fio.js';
 import type { Sample } from '../report.js';
-import { type Job, metrics } from './jobs.js';
+import { type Job, metrics, scatters } from './jobs.js';
 import { type Bucket, MIB, type Place, Running, type SubjectName, subjects } from './subjects.js';
 
 export interface Plan {
@@ -22,6 +22,8 @@ export interface Plan {
   readonly rounds: number;
   readonly seconds: number;
   readonly sizeMb: number;
+  /** Memory for data, of all that have any. */
+  readonly cacheMb: number;
   /** Where the bundled programs lie. */
   readonly programs: string;
   readonly onProgress: (text: string) => void;
@@ -65,6 +67,8 @@ class Session {
   readonly #server: Radosgw;
   readonly #proxy: FaultProxy;
   readonly #dir: string;
+  /** Disks that random writes have scattered. */
+  readonly #scattered = new Set<SubjectName>();
 
   constructor(plan: Plan, server: Radosgw, proxy: FaultProxy, dir: string) {
     this.#plan = plan;
@@ -76,7 +80,12 @@ class Session {
   #place(name: SubjectName): Place {
     const dir = join(this.#dir, name);
     mkdirSync(dir, { recursive: true });
-    return { dir, sizeBytes: this.#plan.sizeMb * MIB, programs: this.#plan.programs };
+    return {
+      dir,
+      sizeBytes: this.#plan.sizeMb * MIB,
+      cacheBytes: this.#plan.cacheMb * MIB,
+      programs: this.#plan.programs,
+    };
   }
 
   #bucket(name: SubjectName, latencyMs: number): Bucket {
@@ -89,18 +98,26 @@ class Session {
   async prepare(name: SubjectName): Promise<void> {
     const bucket = this.#bucket(name, 0);
     await bucketRequest(this.#server, bucket.bucket, 'PUT');
+    await this.#fill(name);
+  }
+
+  async #fill(name: SubjectName): Promise<void> {
+    const bucket = this.#bucket(name, 0);
     const running = await Running.start(subjects[name], bucket, this.#place(name));
     try {
       await this.#fio(running, ['--rw=write', '--bs=1M', '--iodepth=4', '--end_fsync=1']);
     } finally {
       await running.stop();
     }
+    this.#scattered.delete(name);
     this.#plan.onProgress(`filled ${subjects[name].name}`);
   }
 
   async run(name: SubjectName, job: Job, round: number): Promise<Sample[]> {
     const { seconds } = this.#plan;
     const subject = subjects[name];
+    if (scatters(job)) this.#scattered.add(name);
+    else if (this.#scattered.has(name)) await this.#fill(name);
     this.#proxy.plan = () => ({ kind: 'delay', ms: job.latencyMs });
     // A new process for each job: caches are cold, and memory is this job's.
     const bucket = this.#bucket(name, job.latencyMs);
@@ -140,8 +157,9 @@ class Session {
           ? add(metrics.throughput, result.bytesPerSecond / 1e6)
           : add(metrics.iops, result.iops),
         add(metrics.p99, result.p99Ns / 1e6),
-        add(metrics.requests, requests / result.operations),
-        add(metrics.memory, running.takePeakMib()),
+        add(metrics.requests, (requests / result.operations) * 1000),
+        add(metrics.memory, running.peak.residentMib),
+        add(metrics.anonymous, running.peak.anonymousMib),
       ];
     } finally {
       await running.stop();

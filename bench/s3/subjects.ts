@@ -8,6 +8,7 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { ServerPlan } from './server.js';
 
 export interface Bucket {
   readonly endpoint: string;
@@ -21,13 +22,13 @@ export interface Place {
   /** A directory of the subject's own. */
   readonly dir: string;
   readonly sizeBytes: number;
+  /** Memory for data, of all that have any. */
+  readonly cacheBytes: number;
   /** Where the bundled server program lies. */
   readonly programs: string;
 }
 
 export const MIB = 1024 * 1024;
-/** The cache of all that have one, as large as s3backer's default number of 128 KiB blocks makes it. */
-export const cacheBytes = 125 * MIB;
 const backerBlock = 128 * 1024;
 
 interface Command {
@@ -46,7 +47,7 @@ export interface Subject {
 }
 
 function backer(cached: boolean): Subject['command'] {
-  return (bucket, { dir, sizeBytes }) => {
+  return (bucket, { dir, sizeBytes, cacheBytes }) => {
     const mount = join(dir, 'mount');
     mkdirSync(mount, { recursive: true });
     const blocks = cached ? cacheBytes / backerBlock : 0;
@@ -83,12 +84,25 @@ function overNbd(socket: string): string[] {
 export const subjects = {
   ours: {
     name: 'ours',
-    about: 'tcmu-s3 over NBD, 125 MiB cache; writes are durable at a flush',
-    command: ({ bucket, ...connect }, { dir, sizeBytes, programs }) => {
+    about:
+      'tcmu-s3 over NBD, write buffer and caches together as large as the cache; durable at a flush',
+    command: ({ bucket, ...connect }, { dir, sizeBytes, cacheBytes, programs }) => {
       const socket = join(dir, 'nbd.sock');
-      const plan = { location: `s3://${bucket}/disk`, connect, socket, sizeBytes, cacheBytes };
+      const plan: ServerPlan = {
+        location: `s3://${bucket}/disk`,
+        connect,
+        socket,
+        sizeBytes,
+        cacheBytes,
+        restartFile: join(dir, 'restart'),
+      };
       return {
-        argv: [process.execPath, join(programs, 'server.mjs'), JSON.stringify(plan)],
+        argv: [
+          process.execPath,
+          '--max-semi-space-size=2',
+          join(programs, 'server.mjs'),
+          JSON.stringify(plan),
+        ],
         ready: (output) => output.includes('ready'),
         fio: overNbd(socket),
       };
@@ -101,7 +115,7 @@ export const subjects = {
   },
   cached: {
     name: 's3backer-cached',
-    about: 's3backer, 128 KiB blocks, 125 MiB cache; its flush does nothing',
+    about: 's3backer, 128 KiB blocks; its flush does nothing',
     command: backer(true),
   },
   nbdkit: {
@@ -144,7 +158,8 @@ export class Running {
   readonly #child: ChildProcess;
   readonly #mounted: string | undefined;
   #output = '';
-  #peakKib = 0;
+  #resident = 0;
+  #anonymous = 0;
   readonly #sampling: NodeJS.Timeout;
 
   private constructor(name: string, child: ChildProcess, { fio, mounted }: Command) {
@@ -193,12 +208,10 @@ export class Running {
     return this.#child.exitCode === null && this.#child.signalCode === null;
   }
 
-  /** Most resident memory since the last call, MiB. */
-  takePeakMib(): number {
+  /** Most memory it has had, each kind at its own moment. */
+  get peak(): { residentMib: number; anonymousMib: number } {
     this.#sample();
-    const peak = this.#peakKib / 1024;
-    this.#peakKib = 0;
-    return peak;
+    return { residentMib: this.#resident / 1024, anonymousMib: this.#anonymous / 1024 };
   }
 
   /** @throws Error when it has died */
@@ -220,8 +233,9 @@ export class Running {
   #sample(): void {
     try {
       const status = readFileSync(`/proc/${this.#child.pid}/status`, 'utf8');
-      const kib = Number(/^VmRSS:\s*(\d+)/m.exec(status)?.[1]);
-      if (kib > this.#peakKib) this.#peakKib = kib;
+      this.#resident = Number(/^VmHWM:\s*(\d+)/m.exec(status)?.[1]);
+      const anonymous = Number(/^RssAnon:\s*(\d+)/m.exec(status)?.[1]);
+      this.#anonymous = Math.max(this.#anonymous, anonymous);
     } catch {
       // It has ended.
     }

@@ -155,8 +155,6 @@ export interface PlanOptions {
   readonly configurations?: readonly string[] | undefined;
   /** Only these suites or tests, whatever the configuration; default all that matter to it. */
   readonly tests?: readonly string[] | undefined;
-  /** How often everything is run, each time on a LUN of its own; default once. */
-  readonly repeat?: number | undefined;
 }
 
 export function makePlan(options: PlanOptions): Plan {
@@ -187,6 +185,5 @@ export function makePlan(options: PlanOptions): Plan {
       luns.push(lun);
     }
   }
-  const { repeat = 1 } = options;
-  return { luns: Array.from({ length: repeat }, () => luns).flat(), suiteSeconds: 120 };
+  return { luns, suiteSeconds: 120 };
 }

@@ -4,7 +4,6 @@
  */
 import { spawnSync } from 'node:child_process';
 import { createRequire } from 'node:module';
-import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -27,8 +26,7 @@ export function compileAddon({ out = join(root, 'build/addon'), machine, prefix 
     `-DCMAKE_JS_INC=${headers('node-api-headers', 'include')};${headers('node-addon-api', '.')}`,
     `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${library}`,
   ]);
-  // Without a number make starts every compiler at once.
-  run('cmake', ['--build', out, '--parallel', `${availableParallelism()}`]);
+  run('cmake', ['--build', out, '--parallel']);
   return join(library, 'tcmu.node');
 }
 

@@ -34,15 +34,13 @@ class SetupError extends Error {}
 
 /**
  * @param {string[]} purposes
- * @param {{ demo?: boolean }} options `demo`: of the build only what can be run, without types, the library and the
- *   file example: a newcomer is waiting
  * @returns {{ missing: { name: string, for: string }[] }} packages that are still missing
  */
-export function setup(purposes, { demo = false } = {}) {
+export function setup(purposes) {
   checkNode();
   const missing = installPackages(['build', ...purposes]);
   installModules();
-  build(missing, demo);
+  build(missing);
   return { missing };
 }
 
@@ -126,25 +124,22 @@ function sourceHash() {
   return hash.digest('hex');
 }
 
-function build(missing, demo) {
-  const stamps = ['setup-stamp', 'demo-stamp'].map((name) => join(projectRoot, 'build', name));
+function build(missing) {
+  const stamp = join(projectRoot, 'build/setup-stamp');
   const hash = sourceHash();
   const built =
     existsSync(join(projectRoot, 'dist/index.js')) &&
-    stamps
-      .slice(0, demo ? 2 : 1)
-      .some((stamp) => existsSync(stamp) && readFileSync(stamp, 'utf8') === hash);
+    existsSync(stamp) &&
+    readFileSync(stamp, 'utf8') === hash;
   if (built) return;
   if (missing.some((entry) => entry.for === 'build')) {
     throw new SetupError('the build needs the packages named above');
   }
   // A build that fails half-way leaves neither the old result nor the new one.
-  for (const stamp of stamps) rmSync(stamp, { force: true });
-  const script = demo ? 'build:demo' : 'build';
-  if (!run('npm', ['run', script], `npm run ${script}`)) {
+  rmSync(stamp, { force: true });
+  if (!run('npm', ['run', 'build'], 'npm run build')) {
     throw new SetupError('the build failed (its output is above)');
   }
-  const stamp = stamps[demo ? 1 : 0];
   mkdirSync(dirname(stamp), { recursive: true });
   writeFileSync(stamp, hash);
 }
@@ -170,9 +165,9 @@ function run(command, args, what) {
 }
 
 /** As `setup`; when it fails, says why, and `lastWords`, and ends the process. */
-export function setupOrExit(purposes, lastWords, options) {
+export function setupOrExit(purposes, lastWords) {
   try {
-    return setup(purposes, options);
+    return setup(purposes);
   } catch (error) {
     if (!(error instanceof SetupError)) throw error;
     console.error(`setup: ${error.message}`);

@@ -18,12 +18,10 @@ import { type CommandSpec, CommandTable } from './command-spec.js';
 import { CopyManager } from './copy/copy-manager.js';
 import type { Hindrance } from './hindrance.js';
 import type { Identity } from './identity.js';
-import { ModePages } from './mode-pages.js';
-import { type AskNexuses, RemovalPrevention } from './nexuses.js';
+import { type ModePageStorage, ModePages } from './mode-pages.js';
 import type { PortGroups } from './port-groups.js';
-import { type Sense, type SenseError, sense } from './sense.js';
+import { type SenseError, sense } from './sense.js';
 import { SpaceWatch } from './space-watch.js';
-import type { StateStorage } from './state-storage.js';
 
 /**
  * What a store is told of the command that a request belongs to; makes the signal only when asked.
@@ -68,11 +66,10 @@ export interface UnitOptions {
   readonly maxTransferLength: number;
   readonly longCommands: boolean;
   readonly copyGroup: string | undefined;
-  readonly modePageStorage: StateStorage | undefined;
-  readonly operationStorage: StateStorage | undefined;
+  readonly modePageStorage: ModePageStorage | undefined;
   readonly portGroups: PortGroups;
-  /** The I_T nexuses there are now. */
-  readonly nexuses: AskNexuses | undefined;
+  /** Names of the I_T nexuses there are now; undefined when nobody knows. */
+  readonly nexuses: (() => MaybePromise<ReadonlySet<string> | undefined>) | undefined;
 }
 
 /** Counters of the General Statistics and Performance log page: indexes into `LogicalUnit.counters`. */
@@ -88,7 +85,6 @@ export class LogicalUnit {
   readonly options: UnitOptions;
   readonly copies: CopyManager;
   readonly space: SpaceWatch;
-  readonly removal: RemovalPrevention;
   /** See `Counter`. */
   readonly counters = new Float64Array(4);
   /** Start and stop cycles: how often the medium was loaded. */
@@ -116,8 +112,10 @@ export class LogicalUnit {
   ejected = false;
   /** What refuses commands now: an operation on the whole medium, or that one failed. */
   hindrance: Hindrance | undefined;
-  /** What REQUEST SENSE tells of the power condition; undefined for the active one. */
-  power: Sense | undefined;
+  /** PREVENT ALLOW MEDIUM REMOVAL. */
+  removalPrevented = false;
+  /** The nexuses there were when removal was prevented, as far as is known. */
+  preventers: ReadonlySet<string> | undefined;
   /**
    * Unit attentions not yet reported, oldest first. There is one queue for all nexuses: TCMU does
    * not tell handlers which initiator sent a command.
@@ -131,7 +129,6 @@ export class LogicalUnit {
     this.options = options;
     this.copies = new CopyManager(this);
     this.space = new SpaceWatch(this);
-    this.removal = new RemovalPrevention(options.nexuses);
   }
 
   /**

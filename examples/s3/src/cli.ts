@@ -1,11 +1,12 @@
-#!/usr/bin/env node
+#!/usr/bin/env -S node --max-semi-space-size=2
 /**
  * The command line. Standard output gets results and the one line that others wait for; people are told on
  * standard error. What is created is undone before a regular end; after SIGKILL it stays, and `--recover`
  * takes it back.
  */
 import { subscribe } from 'node:diagnostics_channel';
-import { readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { TcmuError } from 'tcmu';
 import type { StoreFailure } from 'tcmu/scsi';
 import { MemoryDataOut } from 'tcmu/store';
@@ -27,7 +28,7 @@ import { deleteSnapshot, pinNow } from './engine/snapshots.js';
 import { exportImage, guessFormat, imageSize, importImage, type Progress } from './image.js';
 import type { ObjectStore } from './object-store.js';
 import { HELP, type Options, parseOptions, UsageError } from './options.js';
-import { S3Disk } from './s3-disk.js';
+import { type OpenOptions, S3Disk } from './s3-disk.js';
 import { startServing } from './serving.js';
 import { formatSize } from './size.js';
 
@@ -305,10 +306,30 @@ class Signals {
   }
 }
 
+/** What makes a killed server lose nothing. @throws UsageError */
+function restarting({ restartFile, open, recover }: Options): OpenOptions {
+  if (restartFile === undefined) return {};
+  if (open.journal !== undefined) {
+    if (!existsSync(restartFile)) return {};
+    throw new UsageError(
+      `${restartFile} holds what a killed server had acknowledged: serve once without --journal-on-this-host, or delete it`,
+    );
+  }
+  try {
+    mkdirSync(dirname(restartFile), { recursive: true, mode: 0o700 });
+  } catch (error) {
+    throw new UsageError(
+      `${(error as Error).message}: give --restart-file FILE, or none (what a killed server has not flushed is lost then)`,
+    );
+  }
+  // What was never flushed is no reason not to start; a device that has outlived us believes it written.
+  return { restartFile, discardJournal: open.discardJournal === true || !recover };
+}
+
 /** Serves until it is told to end. @returns the exit code */
 async function serveDisk(place: Place, options: Options): Promise<number> {
   const signals = new Signals();
-  const disk = await open(place, options);
+  const disk = await open(place, options, restarting(options));
   if (options.size !== undefined && options.size !== disk.size) {
     if (options.size < disk.size && !options.allowShrink) {
       await disk.close();

@@ -1,18 +1,15 @@
 /**
- * Images in and out: raw files, sparse ones as such. What is all zeros is neither read twice nor sent. An
- * import ends with a flush, an export with fsync: before that nothing is promised. QEMU's formats go
- * through `qemu-img`, which is asked for what it knows best.
+ * Images in and out: raw files and qcow2 images, sparse ones as such. What is all zeros is neither read twice
+ * nor sent. An import ends with a flush, an export with fsync: before that nothing is promised.
  */
-import { spawn } from 'node:child_process';
-import { mkdtemp, open, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
-import { ArgumentError } from 'tcmu';
+import { open } from 'node:fs/promises';
+import { ArgumentError, type BlockExtent, type MaybePromise } from 'tcmu';
 import { MemoryDataIn, MemoryDataOut } from 'tcmu/store';
 import type { S3Disk } from './s3-disk.js';
 
 const PIECE = 1024 * 1024;
 const DEPTH = 8;
-const never = new AbortController().signal;
+const context = { fua: false, mayUnmap: true, signal: new AbortController().signal };
 
 /** @param done bytes, @param all bytes */
 export type Progress = (done: number, all: number) => void;
@@ -35,41 +32,24 @@ export async function guessFormat(path: string): Promise<ImageFormat> {
   }
 }
 
-/** Bytes of the disk in an image. @throws ArgumentError when qemu-img can't read it */
+/** Bytes of the disk in an image. @throws ArgumentError; QcowError when it is no sound qcow2 image */
 export async function imageSize(path: string, format: ImageFormat): Promise<number> {
-  if (format === 'qcow2') {
-    const { 'virtual-size': size } = JSON.parse(
-      await qemuImg(['info', '--output=json', '-f', 'qcow2', path]),
-    ) as { 'virtual-size': number };
-    return size;
-  }
-  const file = await open(path, 'r');
-  try {
-    const { size } = await file.stat();
-    if (size > 0) return size;
-    throw new ArgumentError(`${path} is empty, or a device whose size is not known: give a file`);
-  } finally {
-    await file.close();
-  }
+  const source = await openSource(path, format);
+  await source.close();
+  if (source.size > 0) return source.size;
+  throw new ArgumentError(`${path} is empty, or a device whose size is not known: give a file`);
 }
 
-/** @throws ArgumentError when the image is larger than the disk; FileError; what the disk throws */
+/** @throws ArgumentError when the image is larger than the disk; QcowError; FileError; what the disk throws */
 export async function importImage(
   path: string,
   format: ImageFormat,
   disk: S3Disk,
   progress: Progress = () => {},
 ): Promise<void> {
-  if (format === 'qcow2') {
-    await throughRaw(path, async (raw) => {
-      await qemuImg(['convert', '-f', 'qcow2', '-O', 'raw', path, raw]);
-      await importImage(raw, 'raw', disk, progress);
-    });
-    return;
-  }
-  const file = await open(path, 'r');
+  const source = await openSource(path, format);
   try {
-    const { size } = await file.stat();
+    const { size } = source;
     if (size > disk.size) {
       throw new ArgumentError(
         `${path} has ${size} bytes, the disk ${disk.size}: make the disk as large (serve --size)`,
@@ -79,19 +59,14 @@ export async function importImage(
     await pieces(size, async (at, length) => {
       // The last block may be half a file's.
       const bytes = Buffer.alloc(Math.ceil(length / disk.blockSize) * disk.blockSize);
-      for (let got = 0; got < length; ) {
-        const { bytesRead } = await file.read(bytes, got, length - got, at + got);
-        if (bytesRead === 0) throw new ArgumentError(`${path} became shorter while it was read`);
-        got += bytesRead;
-      }
-      const context = { fua: false, mayUnmap: true, signal: never };
+      await source.read(at, bytes.subarray(0, length));
       await disk.write(at, new MemoryDataOut(bytes), context);
       done += length;
       progress(done, size);
     });
     await disk.flush();
   } finally {
-    await file.close();
+    await source.close();
   }
 }
 
@@ -102,38 +77,117 @@ export async function exportImage(
   format: ImageFormat,
   progress: Progress = () => {},
 ): Promise<void> {
-  if (format === 'qcow2') {
-    await throughRaw(path, async (raw) => {
-      await exportImage(disk, raw, 'raw', progress);
-      // A file that exists is not overwritten here either.
-      await (await open(path, 'wx')).close();
-      await qemuImg(['convert', '-f', 'raw', '-O', 'qcow2', raw, path]);
-    });
-    return;
-  }
-  const file = await open(path, 'wx');
+  const target = await createTarget(path, format, disk.size);
   try {
-    await file.truncate(disk.size);
     let done = 0;
     await pieces(disk.size, async (at, length) => {
-      let position = at;
-      while (position < at + length) {
-        for (const extent of await disk.blockStatus(position, at + length - position)) {
-          if (extent.status === 'data') {
-            const data = new MemoryDataIn(Buffer.allocUnsafe(extent.length));
-            await disk.read(position, data);
-            await file.write(data.bytes, 0, extent.length, position);
-          }
-          position += extent.length;
-        }
+      for (const { position, bytes } of await dataOf(disk, at, length)) {
+        await target.write(position, bytes);
       }
       done += length;
       progress(done, disk.size);
     });
-    await file.sync();
+    await target.flush();
   } finally {
-    await file.close();
+    await target.close();
   }
+}
+
+/** What has to be known of a store for its data to be read. */
+interface Readable {
+  read(position: number, data: MemoryDataIn): MaybePromise<unknown>;
+  blockStatus(position: number, length: number): MaybePromise<readonly BlockExtent[]>;
+}
+
+/** The data in a part of it, without its holes. */
+async function dataOf(
+  store: Readable,
+  from: number,
+  length: number,
+): Promise<{ position: number; bytes: Uint8Array }[]> {
+  const found: { position: number; bytes: Uint8Array }[] = [];
+  for (let position = from; position < from + length; ) {
+    for (const extent of await store.blockStatus(position, from + length - position)) {
+      if (extent.status === 'data') {
+        const data = new MemoryDataIn(Buffer.allocUnsafe(extent.length));
+        await store.read(position, data);
+        found.push({ position, bytes: data.bytes });
+      }
+      position += extent.length;
+    }
+  }
+  return found;
+}
+
+interface Source {
+  readonly size: number;
+  /** Fills `bytes`, which are zeros. */
+  read(position: number, bytes: Buffer): Promise<void>;
+  close(): Promise<void>;
+}
+
+async function openSource(path: string, format: ImageFormat): Promise<Source> {
+  if (format === 'qcow2') {
+    const { QcowStore } = await import('tcmu-qcow');
+    const store = await QcowStore.open(path, { readOnly: true });
+    return {
+      size: store.size,
+      async read(position, bytes) {
+        for (const piece of await dataOf(store, position, bytes.length)) {
+          bytes.set(piece.bytes, piece.position - position);
+        }
+      },
+      close: () => store.close(),
+    };
+  }
+  const file = await open(path, 'r');
+  const { size } = await file.stat();
+  return {
+    size,
+    async read(position, bytes) {
+      for (let got = 0; got < bytes.length; ) {
+        const { bytesRead } = await file.read(bytes, got, bytes.length - got, position + got);
+        if (bytesRead === 0) throw new ArgumentError(`${path} became shorter while it was read`);
+        got += bytesRead;
+      }
+    },
+    close: () => file.close(),
+  };
+}
+
+interface Target {
+  write(position: number, bytes: Uint8Array): Promise<void>;
+  flush(): Promise<void>;
+  close(): Promise<void>;
+}
+
+async function createTarget(path: string, format: ImageFormat, size: number): Promise<Target> {
+  if (format === 'qcow2') {
+    const { QcowStore, createImage } = await import('tcmu-qcow');
+    await createImage(path, { size });
+    const store = await QcowStore.open(path);
+    return {
+      async write(position, bytes) {
+        await store.write(position, new MemoryDataOut(bytes), context);
+      },
+      async flush() {
+        await store.flush();
+      },
+      close: () => store.close(),
+    };
+  }
+  const file = await open(path, 'wx');
+  await file.truncate(size);
+  return {
+    async write(position, bytes) {
+      for (let done = 0; done < bytes.length; ) {
+        const left = bytes.length - done;
+        done += (await file.write(bytes, done, left, position + done)).bytesWritten;
+      }
+    },
+    flush: () => file.sync(),
+    close: () => file.close(),
+  };
 }
 
 /** Consecutive pieces, several at a time. */
@@ -157,39 +211,4 @@ async function pieces(
   };
   const results = await Promise.allSettled(Array.from({ length: DEPTH }, worker));
   for (const result of results) if (result.status === 'rejected') throw result.reason;
-}
-
-/** A raw image beside `path`, for a while; sparse, but it needs room. */
-async function throughRaw(path: string, run: (raw: string) => Promise<void>): Promise<void> {
-  const folder = await mkdtemp(join(dirname(path), '.tcmu-s3-'));
-  try {
-    await run(join(folder, 'image.raw'));
-  } finally {
-    await rm(folder, { recursive: true, force: true });
-  }
-}
-
-function qemuImg(args: readonly string[]): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const child = spawn('qemu-img', args, { stdio: ['ignore', 'pipe', 'pipe'] });
-    let out = '';
-    let complaint = '';
-    child.stdout.on('data', (chunk: Buffer) => {
-      out += chunk;
-    });
-    child.stderr.on('data', (chunk: Buffer) => {
-      complaint += chunk;
-    });
-    child.on('error', (cause) => {
-      reject(
-        new ArgumentError(`qemu-img: ${cause.message}; qcow2 images need it (Debian: qemu-utils)`, {
-          cause,
-        }),
-      );
-    });
-    child.on('close', (code) => {
-      if (code === 0) resolve(out);
-      else reject(new ArgumentError(`qemu-img ${args[0]}: ${complaint.trim()}`));
-    });
-  });
 }

@@ -1,6 +1,8 @@
 /** The command line: what may be said, and what it means. Nothing is opened here but key and password files. */
 import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
+import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import {
   CONNECT_HELP,
@@ -20,8 +22,8 @@ export const HELP = `A disk in a bucket of any S3-compatible store, served as a 
   tcmu-s3 info | check | gc | snapshots <place>
   tcmu-s3 snapshot | snapshot-delete <place> <name>       also while the disk is served
   tcmu-s3 clone <place> <new place> [--snapshot NAME]     writable at once, nothing is copied
-  tcmu-s3 import <place> <file>                           raw, or qcow2 (by qemu-img); creates the disk if need be
-  tcmu-s3 export <place> <file> [--snapshot NAME]         the same way out
+  tcmu-s3 import <place> <file>                           raw or qcow2; creates the disk if need be
+  tcmu-s3 export <place> <file> [--snapshot NAME]         the same way out (FILE.qcow2: qcow2)
   tcmu-s3 rekey <place> --key-file OLD --new-key-file NEW
   tcmu-s3 delete <place> [--force]
 
@@ -49,9 +51,11 @@ serve
   --uploads <n>            1 to 16 at a time. Default 8
   --write-back <seconds>   send what is written without waiting for a flush. Default 2
   --no-write-cache         answer each write when it is in the bucket
+  --restart-file <file>    keep what is acknowledged and not in the bucket here too, so that a killed server
+                           loses none of it. Default: one in $STATE_DIRECTORY, else /var/lib/tcmu-s3; or: none
   --journal-on-this-host <file>   answer flushes when they are on THIS host's disk. Losing the host loses
                            them; a killed server loses nothing acknowledged
-  --discard-journal        throw away what a journal holds and can't be applied any more
+  --discard-journal        throw away what a journal or restart file holds and can't be applied any more
   --fencing none           take a store that can't keep two writers apart; make sure yourself
   --patience <seconds>     tell the initiator NOT READY after that long without the bucket. Default 25
   --statistics <seconds>   a line of counters, as JSON, on the standard error
@@ -131,6 +135,8 @@ export interface Options {
   newKey: KeySource | undefined;
   snapshot: string | undefined;
   open: OpenOptions;
+  /** Where a killed server's acknowledged changes are; the folder may have to be made. */
+  restartFile: string | undefined;
   statisticsSeconds: number | undefined;
   name: string;
   export: ExportChoice;
@@ -178,6 +184,7 @@ function read(args: readonly string[]) {
         'write-back': TEXT,
         'no-write-cache': FLAG,
         'journal-on-this-host': TEXT,
+        'restart-file': TEXT,
         'discard-journal': FLAG,
         fencing: TEXT,
         patience: TEXT,
@@ -251,6 +258,7 @@ export function parseOptions(
     newKey,
     snapshot: values.snapshot,
     open: openOptions(values, key),
+    restartFile: command === 'serve' ? restartFile(values, place, env) : undefined,
     statisticsSeconds: number(values, 'statistics'),
     name: values.name ?? '',
     export: exportChoice(values, env),
@@ -296,6 +304,19 @@ function openOptions(values: Values, key: KeySource | undefined): OpenOptions {
     journal: values['journal-on-this-host'],
     discardJournal: values['discard-journal'],
   };
+}
+
+/** A file for this disk under this name: a process that takes the disk over here has another one. */
+function restartFile(values: Values, place: string, env: NodeJS.ProcessEnv): string | undefined {
+  const given = values['restart-file'];
+  if (given === 'none' || values['read-only'] || values.snapshot !== undefined) return undefined;
+  if (given !== undefined) {
+    if (values['journal-on-this-host'] === undefined) return given;
+    throw new UsageError('--restart-file and --journal-on-this-host exclude each other');
+  }
+  const name = values.name ?? basename(values.uio ?? '');
+  const id = createHash('sha256').update(`${place}\n${name}`).digest('hex').slice(0, 16);
+  return join(env['STATE_DIRECTORY'] ?? '/var/lib/tcmu-s3', `restart-${id}`);
 }
 
 type SizeOption =

@@ -122,7 +122,13 @@ export interface OpenOptions {
    * has been opened again, or it is lost too.
    */
   journal?: string | undefined;
-  /** Throw away what a journal holds that can't be applied any more. */
+  /**
+   * A local file in which every change is before it is acknowledged, so that a killed process loses none, while
+   * a flush is in the bucket as ever: for initiators that outlive the process. It may be lost with the host.
+   * Nothing is written there without a write cache. Not together with `journal`, which does the same and more.
+   */
+  restartFile?: string | undefined;
+  /** Throw away what a journal or restart file holds and can't be applied any more. */
   discardJournal?: boolean | undefined;
   onLog?: Log | undefined;
   /** For tests. */
@@ -288,13 +294,15 @@ export class S3Disk implements BlockStore {
     if (conditional)
       await probeFencing(requests, prefix, `${writer}-${randomBytes(4).toString('hex')}`);
     else requests.log('warning', `fencing is off: make sure that nobody else writes ${prefix}`);
+    const path = options.journal ?? options.restartFile;
+    const limit = options.dirtyLimit ?? 64 * MiB;
     const journal =
-      options.journal === undefined
+      path === undefined
         ? undefined
-        : Journal.open(options.journal, parts.disk, parts.codec, requests.log);
-    if (journal !== undefined) {
-      const before = await loadState(parts);
-      journal.check(before, options.discardJournal ?? false);
+        : Journal.open(path, parts.disk, parts.codec, limit, requests.log);
+    if (journal?.holds) {
+      if (options.discardJournal !== true) journal.check(await loadState(parts));
+      journal.bequeath(writer);
     }
     const state = await claim(parts, writer, conditional);
     const [newest] = await listManifests(requests, prefix);
@@ -302,7 +310,9 @@ export class S3Disk implements BlockStore {
     known(self);
     self.#begin(state, writer, conditional, newest?.n ?? 0);
     if (journal !== undefined) await self.#replay(journal, state);
-    self.#journal = journal;
+    if (journal !== undefined && (options.journal !== undefined || self.writeCache)) {
+      self.#journal = journal;
+    } else await journal?.close(true);
     void self.#watch();
     return self;
   }
@@ -540,9 +550,13 @@ export class S3Disk implements BlockStore {
     if (fua || !this.writeCache) return this.#flush();
     const log = this.#log;
     if (this.#journal === undefined || log === undefined) return;
-    return this.#journal.written(log).catch((error: unknown) => {
+    try {
+      return this.#journal.written(log)?.catch((error: unknown) => {
+        throw translate(error, 'write');
+      });
+    } catch (error) {
       throw translate(error, 'write');
-    });
+    }
   }
 
   /** In the buffer, and in a log that checkpoints can't keep short. */
@@ -577,7 +591,7 @@ export class S3Disk implements BlockStore {
   async #flush(): Promise<void> {
     try {
       const log = this.#writable('flush');
-      if (this.#journal === undefined) await log.flush();
+      if (this.#journal === undefined || this.#options.journal === undefined) await log.flush();
       else await this.#journal.flush(log);
     } catch (error) {
       throw translate(error, 'write');
@@ -777,19 +791,21 @@ export class S3Disk implements BlockStore {
   async close(options: { discard?: boolean } = {}): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    let done = false;
     try {
       const log = this.#log;
       if (log !== undefined && log.failure === undefined && options.discard !== true) {
         await log.drain(Number.POSITIVE_INFINITY);
         await this.#serial;
         await log.drain(Number.POSITIVE_INFINITY);
+        done = true;
       }
     } catch (error) {
       throw translate(error, 'write');
     } finally {
       this.#requests.close();
       await this.#serial;
-      await this.#journal?.close();
+      await this.#journal?.close(done);
       await this.#fileCache?.close();
     }
   }
@@ -799,6 +815,7 @@ export class S3Disk implements BlockStore {
     const log = this.#log as LogWriter;
     const count = await journal.replay(
       state,
+      this.#options.discardJournal ?? false,
       async (change) => {
         if (change.type === 'size') {
           this.#setSize(log, change.size);
@@ -810,11 +827,16 @@ export class S3Disk implements BlockStore {
       },
       () => log.drain(Number.POSITIVE_INFINITY),
     );
-    if (count > 0) this.#requests.log('info', `${count} changes of the journal are in the bucket`);
+    if (count > 0) {
+      this.#requests.log('info', `${count} changes of ${journal.path} are in the bucket now`);
+    }
   }
 }
 
 function checkOptions(options: OpenOptions, disk: DiskRecord): void {
+  if (options.journal !== undefined && options.restartFile !== undefined) {
+    throw new ArgumentError('journal and restartFile exclude each other: a journal does both');
+  }
   const { segmentSize = 4 * MiB, uploads = 8, dirtyLimit = 64 * MiB } = options;
   const good =
     segmentSize % disk.frameSize === 0 && segmentSize > 0 && segmentSize <= 4096 * disk.frameSize;

@@ -1,6 +1,6 @@
 /** The built command against a server in memory, as far as it goes without a kernel that has TCMU. */
 import { execFileSync, spawn } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -124,15 +124,41 @@ describe('tcmu-s3', () => {
   );
 
   it('brings qcow2 images in and out', async () => {
-    const raw = join(dir, 'q.raw');
-    writeFileSync(raw, Buffer.alloc(2 * MiB, 'qcow'));
+    // Data and holes in the image, in its backing file, and over it.
+    const base = join(dir, 'base.qcow2');
     const image = join(dir, 'q.qcow2');
-    execFileSync('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', raw, image]);
+    execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', base, '5M']);
+    execFileSync('qemu-io', [
+      '-f',
+      'qcow2',
+      '-c',
+      'write -P 1 0 1M',
+      '-c',
+      'write -P 2 3M 1M',
+      base,
+    ]);
+    execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', base, '-F', 'qcow2', image]);
+    execFileSync('qemu-io', [
+      '-f',
+      'qcow2',
+      '-c',
+      'write -P 3 3584K 4K',
+      '-c',
+      'write -z 0 64K',
+      image,
+    ]);
     const place = `s3://${bucket}/qcow`;
     await result('import', place, image);
     const out = join(dir, 'out.qcow2');
     await result('export', place, out);
-    execFileSync('qemu-img', ['compare', '-f', 'qcow2', '-F', 'raw', out, raw]);
+    execFileSync('qemu-img', ['compare', '-f', 'qcow2', '-F', 'qcow2', out, image]);
+    expect(execFileSync('qemu-img', ['check', '-f', 'qcow2', out]).toString()).toMatch(/No errors/);
+    // Holes are holes.
+    expect(statSync(out).size).toBeLessThan(3 * MiB);
+    writeFileSync(join(dir, 'broken.qcow2'), readFileSync(image).subarray(0, 100));
+    const { status, stderr } = await run('import', `${place}-broken`, join(dir, 'broken.qcow2'));
+    expect(status).toBe(1);
+    expect(stderr).toMatch(/broken\.qcow2/);
   });
 
   it('check names the object that is damaged', async () => {

@@ -1,9 +1,11 @@
 /** The whole of the BlockStore interface against a model of it, and what a disk costs. */
+import { crc32 } from 'node:zlib';
 import fc from 'fast-check';
 import { BlockDevice } from 'tcmu/scsi';
 import { MemoryDataOut } from 'tcmu/store';
 import { describe, expect, it } from 'vitest';
 import { createDisk } from '../src/engine/admin.js';
+import { BlobCodec, canCompress } from '../src/engine/blob.js';
 import { rotateKeys } from '../src/engine/records.js';
 import { type OpenOptions, S3Disk } from '../src/s3-disk.js';
 import {
@@ -39,12 +41,15 @@ const step = fc.oneof(
   fc.record({ do: fc.constant('resize' as const), blocks: fc.integer({ min: 1500, max: 2600 }) }),
 );
 
+const hasZstd = canCompress('zstd');
+const compressions = ['none', 'deflate', ...(hasZstd ? (['zstd'] as const) : [])] as const;
+
 describe.each([512, 4096])('a disk with blocks of %i bytes', (blockSize) => {
   it('holds what was written, whatever came before', async () => {
     await fc.assert(
       fc.asyncProperty(
         fc.array(step, { maxLength: 40 }),
-        fc.record({ compression: fc.constantFrom('none', 'deflate'), readAhead: fc.boolean() }),
+        fc.record({ compression: fc.constantFrom(...compressions), readAhead: fc.boolean() }),
         fc.boolean(),
         async (steps, { compression, readAhead }, secret) => {
           const bucket = new MemoryBucket();
@@ -359,4 +364,44 @@ it('a write of many segments goes through', async () => {
   await disk.write(0, new MemoryDataOut(bytes), request(true));
   expect((await readAll(disk)).equals(bytes)).toBe(true);
   await disk.close();
+});
+
+describe('Zstandard', () => {
+  it('is used where Node.js has it, and refused by name where not', async () => {
+    const bucket = new MemoryBucket();
+    const objects = bucket.connect();
+    if (hasZstd) {
+      await create(objects, { compression: 'zstd' });
+      const disk = await open(objects);
+      const bytes = Buffer.alloc(64 * KiB, 'easily made smaller ');
+      await write(disk, 0, bytes, true);
+      await disk.checkpoint();
+      await disk.close();
+      let stored = 0;
+      for (const [key, { body }] of bucket.objects) if (key.includes('/c/')) stored += body.length;
+      expect(stored).toBeLessThan(8 * KiB);
+      const again = await open(objects);
+      expect((await readAll(again, 0, bytes.length)).equals(bytes)).toBe(true);
+      await again.close();
+      return;
+    }
+    const refused = await failure(() => create(objects, { compression: 'zstd' }));
+    expect(refused.message).toMatch(/22\.15/);
+    expect(bucket.keys()).toEqual([]);
+    // A disk that another Node.js has written: told at the object, and nothing is served.
+    const codec = new BlobCodec('id', 'none');
+    const identity = {
+      kind: 2,
+      number: 0,
+      n: 0,
+      epoch: 1,
+      writer: '0'.repeat(16),
+      keyId: 0,
+    } as const;
+    const stored = Buffer.from('28b52ffd', 'hex');
+    const entry = { stored: (stored.length | (2 << 30)) >>> 0, crc: crc32(stored), raw: 4096 };
+    const unread = await failure(() => codec.decodeFrame('c/0', identity, 'id', 0, entry, stored));
+    expect(unread).toMatchObject({ code: 'ERR_TCMU_S3_FORMAT' });
+    expect(unread.message).toMatch(/c\/0.*22\.15/);
+  });
 });

@@ -1,40 +1,79 @@
 /** What is on this host: the journal, which makes flushes cheap, and the cache file, which may lose anything. */
-import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
+import type { OpenOptions, S3Disk } from '../src/s3-disk.js';
 import { causeOf, create, KiB, MiB, Model, open, readAll, write } from './support/disk.js';
-import { MemoryBucket } from './support/memory-objects.js';
+import { MemoryBucket, type MemoryClient } from './support/memory-objects.js';
 import { randomNumbers } from './support/random.js';
 
 const dir = mkdtempSync(join(tmpdir(), 'tcmu-s3-local-'));
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
 const block = (value: number): Buffer => Buffer.alloc(4 * KiB, value);
 
-describe('the journal', () => {
+type Kind = 'journal' | 'restartFile';
+
+/** Opens until it works, by clients that may be killed over it. */
+async function openAfterCrashes(
+  bucket: MemoryBucket,
+  options: OpenOptions,
+  random: () => number,
+): Promise<{ client: MemoryClient; disk: S3Disk }> {
+  for (;;) {
+    const client = bucket.connect(Math.floor(random() * 1e6));
+    let left = random() < 0.5 ? Number.POSITIVE_INFINITY : 5 + Math.floor(random() * 40);
+    let hasDied = (): void => {};
+    const death = new Promise<undefined>((resolve) => {
+      hasDied = () => resolve(undefined);
+    });
+    client.onRequest = () => {
+      if (--left > 0) return;
+      client.kill(random());
+      hasDied();
+    };
+    const disk = await Promise.race([open(client, options), death]);
+    if (disk === undefined) continue;
+    client.onRequest = undefined;
+    return { client, disk };
+  }
+}
+
+describe.each<Kind>(['journal', 'restartFile'])('the local file (%s)', (kind) => {
   it.each([
     [1, undefined],
-    [2, undefined],
-    [3, () => Buffer.alloc(32, 1)],
     [4, () => Buffer.alloc(32, 1)],
   ])(
     'keeps what was acknowledged through every crash of the process (seed %i)',
     async (seed, key) => {
       const random = randomNumbers(seed);
-      const journal = join(dir, `journal-${seed}`);
+      const path = join(dir, `${kind}-${seed}`);
+      const options = { key, [kind]: path, dirtyLimit: seed % 2 === 0 ? 64 * KiB : 32 * KiB };
       const bucket = new MemoryBucket();
       await create(bucket.connect(), { key });
       const model = new Model(MiB);
+      let turned = false;
       for (let life = 0; life < 12; life++) {
-        const client = bucket.connect(seed * 100 + life);
-        const disk = await open(client, { key, journal });
+        const { client, disk } = await openAfterCrashes(bucket, options, random);
         const survived = model.recover(await readAll(disk));
         if (survived === undefined) expect.fail(`life ${life}: no state that it may be in`);
-        let left = 5 + Math.floor(random() * 30);
+        let left = 5 + Math.floor(random() * 60);
         client.onRequest = () => {
           if (--left === 0) client.kill(random());
         };
-        for (let i = 0; i < 40; i++) {
+        for (let i = 0; i < 60; i++) {
           const position = Math.floor(random() * 256) * 4096;
           let change: Promise<void>;
           if (random() < 0.15) {
@@ -50,17 +89,103 @@ describe('the journal', () => {
           if ((await Promise.race([change, full])) === 'full') break;
           // Acknowledged is enough for a process that dies; neither waits for the bucket.
           model.certain(model.changes);
-          if (random() < 0.3) await disk.flush();
+          if (kind === 'journal' && random() < 0.3) await disk.flush();
+          turned ||= statSync(`${path}.2`).size > 0;
         }
         client.kill(random());
         for (let i = 0; i < 8; i++) await new Promise((resolve) => setImmediate(resolve));
+        for (const file of [path, `${path}.2`]) {
+          expect(statSync(file).mode & 0o077).toBe(0);
+          if (key !== undefined) expect(readFileSync(file).includes(block(7))).toBe(false);
+        }
       }
-      expect(statSync(journal).mode & 0o077).toBe(0);
-      if (key !== undefined) expect(readFileSync(journal).includes(block(7))).toBe(false);
+      expect(turned).toBe(true);
     },
     60_000,
   );
 
+  it('is not touched any more by a process that was replaced and lives on', async () => {
+    const path = join(dir, `${kind}-replaced`);
+    const options = { [kind]: path };
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const first = await open(bucket.connect(1), options);
+    await write(first, 0, block(1));
+    const client = bucket.connect(2);
+    const second = await open(client, options);
+    client.kill(0);
+    await write(second, 4096, block(2));
+    for (let i = 0; i < 20; i++) await write(first, i * 4096, block(99));
+    await write(second, 8192, block(3));
+    const third = await open(bucket.connect(3), options);
+    const seen = await readAll(third, 0, 12288);
+    expect([seen[0], seen[4096], seen[8192]]).toEqual([1, 2, 3]);
+    await first.close({ discard: true });
+    expect(statSync(path).size).toBeGreaterThan(0);
+    await third.close();
+    expect(readdirSync(dir).filter((name) => name.startsWith(basename(path)))).toEqual([]);
+  });
+});
+
+describe('a restart file', () => {
+  it('leaves a flush to the bucket', async () => {
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const disk = await open(bucket.connect(1), { restartFile: join(dir, 'flush') });
+    await write(disk, 0, block(1));
+    await disk.flush();
+    // Without that file.
+    const other = await open(bucket.connect(2));
+    expect((await readAll(other, 0, 4096)).equals(block(1))).toBe(true);
+    await other.close();
+    await disk.close();
+  });
+
+  it('is applied also by a server without a write cache, which keeps none', async () => {
+    const restartFile = join(dir, 'without');
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const client = bucket.connect(1);
+    const disk = await open(client, { restartFile });
+    client.kill(0);
+    await write(disk, 0, block(1));
+    const other = await open(bucket.connect(2), { restartFile, writeCache: false });
+    expect((await readAll(other, 0, 4096)).equals(block(1))).toBe(true);
+    expect(existsSync(restartFile)).toBe(false);
+    await other.close();
+  });
+
+  it('that can’t be written makes every write wait for the bucket', async () => {
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const messages: string[] = [];
+    const restartFile = join(dir, 'full');
+    const disk = await open(bucket.connect(1), {
+      restartFile,
+      onLog: (_, message) => messages.push(message),
+    });
+    const journalFd = Number(
+      readdirSync('/proc/self/fd').find((fd) => {
+        try {
+          return readlinkSync(`/proc/self/fd/${fd}`) === restartFile;
+        } catch {
+          return false;
+        }
+      }),
+    );
+    closeSync(journalFd);
+    // It gets the lowest number that is free: no space left on device, from now on.
+    expect(openSync('/dev/full', 'r+')).toBe(journalFd);
+    await write(disk, 0, block(1));
+    expect(messages.join()).toContain('everything waits for the bucket');
+    const other = await open(bucket.connect(2));
+    expect((await readAll(other, 0, 4096)).equals(block(1))).toBe(true);
+    await other.close();
+    await disk.close();
+  });
+});
+
+describe('the journal', () => {
   it('is refused when another writer has been there, and thrown away by order only', async () => {
     const journal = join(dir, 'stale');
     const bucket = new MemoryBucket();

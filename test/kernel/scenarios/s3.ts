@@ -35,7 +35,17 @@ class Bucket {
   }
 
   async serve(name: string, ...args: string[]): Promise<{ proc: Proc; disk: string }> {
-    const argv = [process.execPath, cli, 'serve', place, '--name', name, ...args];
+    const argv = [
+      process.execPath,
+      cli,
+      'serve',
+      place,
+      '--name',
+      name,
+      '--restart-file',
+      'none',
+      ...args,
+    ];
     const proc = this.#kit.start(argv, { name, env: this.#env });
     const [, disk = ''] = await proc.line(/^ready .*disk=(\S+)/, 60);
     return { proc, disk };

@@ -1,41 +1,51 @@
 /**
- * A local file that makes a flush durable on this host before the bucket has it.
+ * Local files that hold what the bucket doesn't have yet.
  *
  * What it promises: when `written` has settled, every change noted before is in this host's kernel, and
- * survives the process; when `flush` has, it is on this host's disk (fdatasync). Or it is in the bucket. On the next opening `replay` gives back, in order, what the bucket lacks; if another
- * writer has opened the disk meanwhile, its changes came after what is in the bucket and ours can't be
- * put in between: that is an error, and the journal is thrown away only by order. A file that fails once
- * is never trusted again; flushes wait for the bucket then.
+ * survives the process; when `flush` has, it is on this host's disk (fdatasync). Or it is in the bucket. On
+ * the next opening `replay` gives back, in order, what the bucket lacks; if another writer has opened the
+ * disk meanwhile, its changes came after what is in the bucket and ours can't be put in between: that is an
+ * error, and the journal is thrown away only by order. A file that fails once is never trusted again;
+ * everything waits for the bucket then.
  *
- * The file: a line of JSON (disk, writer, epoch, first number), then entries, one a write: u32 magic, body length, CRC-32 of
- * the body, number, data key; the body, encrypted as the disk's objects are, is changes after each other:
- * f64 slot, position, length, u32 type, u32 bytes of data, the data. An entry that is cut ends the journal.
+ * Two files, `path` and `path.2`, are written in turn: each takes as much as may be missing in the bucket at
+ * a time, so the other one is not needed any more when the one is full. Whoever opens the disk makes new files: a
+ * process that was replaced and lives on has the old ones. Who is about to apply a journal first notes itself in
+ * `path.heirs`, a writer a line: when it dies over it, its claim is no reason not to begin again.
+ *
+ * A file: a line of JSON (disk, writer, epoch, claim, number of its first entry), then entries, one a write:
+ * u32 magic, body length, CRC-32 of the body, number, data key; the body, encrypted as the disk's objects
+ * are, is changes after each other: f64 slot, position, length, u32 type, u32 bytes of data, the data. An
+ * entry that is cut ends the journal.
  */
 import {
   closeSync,
   fdatasync,
-  fdatasyncSync,
+  fsyncSync,
   ftruncateSync,
   openSync,
   readFileSync,
-  write,
+  renameSync,
+  rmSync,
+  unlinkSync,
   writeSync,
+  writevSync,
 } from 'node:fs';
+import { dirname } from 'node:path';
 import { promisify } from 'node:util';
 import { crc32 } from 'node:zlib';
 import type { DataOut } from 'tcmu';
 import type { BlobCodec } from './blob.js';
 import { DiskError } from './errors.js';
 import type { LogWriter } from './log-writer.js';
-import type { DiskState } from './opening.js';
 import type { DiskRecord } from './records.js';
 import type { Log } from './requests.js';
 
 const MAGIC = 0x4a334354;
+/** Pieces one writev takes (IOV_MAX is 1024). */
+const MAX_PIECES = 1000;
 const ENTRY_HEAD = 20;
 const CHANGE_HEAD = 32;
-/** From this size on the file is emptied, after the bucket has everything. */
-const SIZE_LIMIT = 256 * 1024 * 1024;
 
 const TYPE = { data: 1, zero: 2, size: 3 } as const;
 
@@ -60,65 +70,96 @@ interface Owner {
 }
 
 const datasync = promisify(fdatasync);
-const writeAt = promisify(write) as (
-  fd: number,
-  bytes: Uint8Array,
-  offset: number,
-  length: number,
-  position: number,
-) => Promise<{ bytesWritten: number }>;
+
+/** One of the two files. */
+interface Half {
+  readonly fd: number;
+  end: number;
+  /** Highest slot of what is in it. */
+  last: number;
+  /** Something is written and not synced. */
+  unsynced: boolean;
+}
 
 export class Journal {
   readonly path: string;
-  readonly #fd: number;
   readonly #disk: DiskRecord;
   readonly #codec: BlobCodec;
   readonly #log: Log;
+  readonly #limit: number;
   readonly #found: { readonly owner: Owner; readonly changes: readonly Found[] } | undefined;
+  readonly #heirs: Set<string>;
   #owner: Owner | undefined;
-  /** Of the newest writer when we looked. */
-  #epoch = 0;
-  #end = 0;
+  #halves: Half[] = [];
+  /** The half that is written. */
+  #now = 0;
+  /** Slots up to this one are in the bucket. */
+  #durable = -1;
   #number = 0;
   #pending: Noted[] = [];
   #running: Promise<void> | undefined;
   #next: Promise<void> | undefined;
   #failed: unknown;
-  #syncWanted = false;
-  /** Something is written and not synced. */
-  #unsynced = false;
 
-  private constructor(path: string, fd: number, disk: DiskRecord, codec: BlobCodec, log: Log) {
-    this.#log = log;
+  private constructor(path: string, disk: DiskRecord, codec: BlobCodec, limit: number, log: Log) {
     this.path = path;
-    this.#fd = fd;
     this.#disk = disk;
     this.#codec = codec;
-    this.#found = this.#parse(readFileSync(path));
+    this.#limit = limit;
+    this.#log = log;
+    this.#found = this.#read();
+    this.#heirs = new Set(this.#found === undefined ? [] : this.#readHeirs());
   }
 
-  /** @throws DiskError `journal` when the file can't be used, `key` */
-  static open(path: string, disk: DiskRecord, codec: BlobCodec, log: Log): Journal {
-    let fd: number;
+  /**
+   * @param limit most bytes of changes that the bucket may lack at a time
+   * @throws DiskError `journal` when the file can't be used, `key`
+   */
+  static open(path: string, disk: DiskRecord, codec: BlobCodec, limit: number, log: Log): Journal {
+    return new Journal(path, disk, codec, limit, log);
+  }
+
+  get #paths(): [string, string] {
+    return [this.path, `${this.path}.2`];
+  }
+
+  /** Whether there is anything that may have to be applied. */
+  get holds(): boolean {
+    return this.#found !== undefined && this.#found.changes.length > 0;
+  }
+
+  get #heirsPath(): string {
+    return `${this.path}.heirs`;
+  }
+
+  #readHeirs(): string[] {
+    return (this.#contents(this.#heirsPath)?.toString() ?? '').split('\n').filter(Boolean);
+  }
+
+  #contents(path: string): Buffer | undefined {
     try {
-      closeSync(openSync(path, 'a', 0o600));
-      fd = openSync(path, 'r+');
-    } catch (cause) {
-      throw new DiskError('journal', `journal ${path}: ${(cause as Error).message}`, {
-        operation: 'open',
-        path,
-        cause,
-      });
-    }
-    try {
-      return new Journal(path, fd, disk, codec, log);
+      return readFileSync(path);
     } catch (error) {
-      closeSync(fd);
-      throw error;
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+      throw this.#error((error as Error).message, error);
     }
   }
 
-  #parse(bytes: Buffer): { owner: Owner; changes: Found[] } | undefined {
+  #read(): { owner: Owner; changes: readonly Found[] } | undefined {
+    const halves = this.#paths
+      .map((path) => this.#contents(path))
+      .map((bytes) => (bytes === undefined ? undefined : this.#parse(bytes)))
+      .filter((half) => half !== undefined)
+      .sort((a, b) => a.owner.epoch - b.owner.epoch || a.owner.first - b.owner.first);
+    const [older, newer] = halves;
+    if (older === undefined || newer === undefined) return older;
+    // Files of a writer before are left over: all they held was in the bucket when the new ones were made.
+    if (older.owner.writer !== newer.owner.writer) return newer;
+    if (older.next !== newer.owner.first) return older;
+    return { owner: older.owner, changes: [...older.changes, ...newer.changes] };
+  }
+
+  #parse(bytes: Buffer): { owner: Owner; changes: Found[]; next: number } | undefined {
     const end = bytes.indexOf('\n');
     if (end < 0) return undefined;
     let owner: Owner;
@@ -129,7 +170,8 @@ export class Journal {
     }
     const changes: Found[] = [];
     let at = end + 1;
-    for (let number = owner.first; at + ENTRY_HEAD <= bytes.length; number++) {
+    let number = owner.first;
+    for (; at + ENTRY_HEAD <= bytes.length; number++) {
       const length = bytes.readUInt32LE(at + 4);
       const body = bytes.subarray(at + ENTRY_HEAD, at + ENTRY_HEAD + length);
       const good =
@@ -153,7 +195,7 @@ export class Journal {
       }
       at += ENTRY_HEAD + length;
     }
-    return { owner, changes };
+    return { owner, changes, next: number };
   }
 
   #cipher(keyId: number, owner: Owner) {
@@ -169,26 +211,45 @@ export class Journal {
     return new DiskError('journal', `journal ${this.path}: ${what}`, { path: this.path, cause });
   }
 
+  /** Before the claim of the writer who will replay. @throws DiskError `journal` */
+  bequeath(writer: string): void {
+    this.#heirs.add(writer);
+    try {
+      const fd = openSync(this.#heirsPath, 'a', 0o600);
+      try {
+        writeSync(fd, `${writer}\n`);
+        fsyncSync(fd);
+      } finally {
+        closeSync(fd);
+      }
+    } catch (error) {
+      throw this.#error((error as Error).message, error);
+    }
+  }
+
+  /** Whether nobody has written after this journal's changes. */
+  #follows(writer: string): boolean {
+    if (this.#found === undefined) return false;
+    const { disk, writer: owner } = this.#found.owner;
+    return disk === this.#disk.id && (writer === owner || this.#heirs.has(writer));
+  }
+
   /**
-   * Before the claim: whether what the journal holds can still be applied.
+   * Before the claim, so that nobody is ended in vain: whether what the journal holds can be applied.
    * @throws DiskError `journal`
    */
-  check(state: DiskState, discard: boolean): void {
-    this.#epoch = state.epoch;
+  check(state: { slot: number; claims: readonly number[]; writer: string }): void {
     const lacking = this.#lacking(state);
-    if (lacking.length === 0 || discard) {
-      if (this.#found !== undefined) (this.#found.changes as Found[]).length = 0;
-      return;
+    if (lacking.length > 0 && !this.#follows(state.writer)) throw this.#useless(lacking.length);
+  }
+
+  #useless(changes: number): DiskError {
+    if ((this.#found as { owner: Owner }).owner.disk !== this.#disk.id) {
+      return this.#error('it belongs to another disk; give another path, or --discard-journal');
     }
-    const { owner } = this.#found as { owner: Owner };
-    if (owner.disk !== this.#disk.id) {
-      throw this.#error('it belongs to another disk; give another path, or --discard-journal');
-    }
-    if (owner.writer !== state.writer) {
-      throw this.#error(
-        `it holds ${lacking.length} flushed changes that the bucket lacks, and another writer has opened the disk since: they can't be applied any more. Copy the file if you want to keep them, and say --discard-journal`,
-      );
-    }
+    return this.#error(
+      `it holds ${changes} acknowledged changes that the bucket lacks, and another writer has opened the disk since: they can't be applied any more. Copy the file if you want to keep them, and say --discard-journal`,
+    );
   }
 
   /** A writer's segments count up to the claim of the next one, or the fence before it. */
@@ -202,17 +263,32 @@ export class Journal {
 
   /**
    * After the claim: gives what the bucket lacks to `apply`, and once `settle` has made that durable the
-   * file begins anew.
+   * files begin anew.
+   * @param discard throw away what can't be applied
    * @returns changes applied. @throws DiskError `journal`
    */
   async replay(
-    claimed: { slot: number; claims: readonly number[]; epoch: number; writer: string },
+    claimed: {
+      slot: number;
+      claims: readonly number[];
+      epoch: number;
+      writer: string;
+      predecessor: string;
+    },
+    discard: boolean,
     apply: (change: Change) => Promise<void>,
     settle: () => Promise<void>,
   ): Promise<number> {
-    const changes = this.#lacking(claimed);
-    if (changes.length > 0 && claimed.epoch !== this.#epoch + 1) {
-      throw this.#error('another writer opened the disk at the same moment; open it again');
+    let changes = this.#lacking(claimed);
+    if (!this.#follows(claimed.predecessor)) {
+      if (changes.length > 0 && !discard) throw this.#useless(changes.length);
+      if (changes.length > 0) {
+        this.#log(
+          'warning',
+          `journal ${this.path}: ${changes.length} changes that were never flushed to the bucket are thrown away, since another writer has opened the disk after them`,
+        );
+      }
+      changes = [];
     }
     for (const { position, length, type, data } of changes) {
       if (type === TYPE.size) await apply({ type: 'size', size: position });
@@ -223,19 +299,41 @@ export class Journal {
     const { epoch, writer } = claimed;
     const claim = claimed.claims.at(-1) as number;
     this.#owner = { disk: this.#disk.id, writer, epoch, claim, first: 0 };
-    this.#empty();
+    this.#create();
     return changes.length;
   }
 
-  /** Only when nothing in it is needed: a crash in between leaves an empty journal. */
-  #empty(): void {
-    this.#owner = { ...(this.#owner as Owner), first: this.#number };
-    const head = Buffer.from(`${JSON.stringify(this.#owner)}\n`);
-    ftruncateSync(this.#fd, 0);
-    fdatasyncSync(this.#fd);
-    writeSync(this.#fd, head, 0, head.length, 0);
-    fdatasyncSync(this.#fd);
-    this.#end = head.length;
+  /** New files, when nothing in the old ones is needed. @throws DiskError `journal` */
+  #create(): void {
+    try {
+      this.#halves = this.#paths.map((path, i) => {
+        const fresh = `${path}.new`;
+        const half = { fd: openSync(fresh, 'w', 0o600), end: 0, last: -1, unsynced: false };
+        this.#halves.push(half);
+        if (i === 0) this.#begin(half);
+        fsyncSync(half.fd);
+        renameSync(fresh, path);
+        return half;
+      });
+      rmSync(this.#heirsPath, { force: true });
+      const directory = openSync(dirname(this.path), 'r');
+      try {
+        fsyncSync(directory);
+      } finally {
+        closeSync(directory);
+      }
+    } catch (error) {
+      for (const { fd } of this.#halves) closeSync(fd);
+      this.#halves = [];
+      throw this.#error((error as Error).message, error);
+    }
+  }
+
+  #begin(half: Half): void {
+    const head = Buffer.from(`${JSON.stringify({ ...this.#owner, first: this.#number })}\n`);
+    writeSync(half.fd, head, 0, head.length, 0);
+    half.end = head.length;
+    half.last = -1;
   }
 
   noteData(slot: number, position: number, data: DataOut | Uint8Array): void {
@@ -265,35 +363,36 @@ export class Journal {
 
   /** Everything up to this slot is in the bucket. */
   durable(slot: number): void {
+    this.#durable = slot;
     let count = 0;
     while (count < this.#pending.length && (this.#pending[count] as Noted).slot <= slot) count++;
     if (count > 0) this.#pending.splice(0, count);
   }
 
-  /** Changes at the same time share one write. @throws DiskError as `LogWriter.flush` */
-  written(log: LogWriter): Promise<void> {
-    return this.#settle(log, false);
+  /**
+   * Settled at once, as long as the file takes it: the kernel copies.
+   * @throws DiskError as `LogWriter.flush`
+   */
+  written(log: LogWriter): Promise<void> | undefined {
+    log.check();
+    if (this.#failed === undefined) {
+      try {
+        this.#write();
+        return undefined;
+      } catch (error) {
+        this.#fail(error);
+      }
+    }
+    return log.flush();
   }
 
   /** Flushes at the same time share one fdatasync. @throws DiskError as `LogWriter.flush` */
-  flush(log: LogWriter): Promise<void> {
-    return this.#settle(log, true);
-  }
-
-  async #settle(log: LogWriter, sync: boolean): Promise<void> {
+  async flush(log: LogWriter): Promise<void> {
     log.check();
     if (this.#failed !== undefined) return log.flush();
-    if (this.#end > SIZE_LIMIT && this.#running === undefined && this.#next === undefined) {
-      await log.flush();
-      if (log.dirty === 0 && this.#running === undefined && this.#next === undefined) this.#empty();
-      return;
-    }
-    this.#syncWanted ||= sync;
     this.#next ??= (this.#running ?? Promise.resolve()).then(() => {
       this.#next = undefined;
-      const syncing = this.#syncWanted;
-      this.#syncWanted = false;
-      this.#running = this.#append(syncing).finally(() => {
+      this.#running = this.#sync().finally(() => {
         this.#running = undefined;
       });
       return this.#running;
@@ -305,48 +404,85 @@ export class Journal {
     }
   }
 
-  async #append(sync: boolean): Promise<void> {
+  async #sync(): Promise<void> {
     try {
-      if (this.#pending.length > 0) await this.#write(this.#encode());
-      if (sync && this.#unsynced) await datasync(this.#fd);
-      if (sync) this.#unsynced = false;
+      this.#write();
+      // What is in the other half comes first.
+      for (const half of [this.#halves[1 - this.#now] as Half, this.#current]) {
+        if (!half.unsynced) continue;
+        half.unsynced = false;
+        await datasync(half.fd);
+      }
     } catch (error) {
-      // The kernel tells of lost data only once: nothing it says later proves anything.
-      this.#failed = error;
-      this.#log(
-        'error',
-        `journal ${this.path}: ${(error as Error).message}; from now on everything waits for the bucket`,
-      );
+      this.#fail(error);
       throw error;
     }
   }
 
-  async #write(bytes: Buffer): Promise<void> {
-    const { bytesWritten } = await writeAt(this.#fd, bytes, 0, bytes.length, this.#end);
-    if (bytesWritten !== bytes.length) throw new Error('the file system is full');
-    this.#unsynced = true;
-    this.#end += bytes.length;
+  /** The kernel tells of lost data only once: nothing it says later proves anything. */
+  #fail(error: unknown): void {
+    if (this.#failed !== undefined) return;
+    this.#failed = error;
+    this.#log(
+      'error',
+      `journal ${this.path}: ${(error as Error).message}; from now on everything waits for the bucket`,
+    );
   }
 
-  /** What is pending as one entry. */
-  #encode(): Buffer {
-    const plain = Buffer.concat(this.#pending.map(({ bytes }) => bytes));
+  get #current(): Half {
+    return this.#halves[this.#now] as Half;
+  }
+
+  /** What is pending, as one entry. */
+  #write(): void {
+    if (this.#failed !== undefined) throw this.#failed;
+    if (this.#pending.length === 0) return;
+    const pending = this.#pending;
     this.#pending = [];
+    this.#turn();
     const number = this.#number++;
     const keyId = this.#codec.keyring?.current ?? 0;
-    const body = this.#cipher(keyId, this.#owner as Owner)?.encrypt(number, plain) ?? plain;
+    const cipher = this.#cipher(keyId, this.#owner as Owner);
+    const plain = pending.map(({ bytes }) => bytes);
+    const body = cipher === undefined ? plain : [cipher.encrypt(number, Buffer.concat(plain))];
     const head = Buffer.alloc(ENTRY_HEAD);
+    const length = body.reduce((sum, bytes) => sum + bytes.length, 0);
     head.writeUInt32LE(MAGIC, 0);
-    head.writeUInt32LE(body.length, 4);
-    head.writeUInt32LE(crc32(body), 8);
+    head.writeUInt32LE(length, 4);
+    head.writeUInt32LE(
+      body.reduce((crc, bytes) => crc32(bytes, crc), 0),
+      8,
+    );
     head.writeUInt32LE(number, 12);
     head.writeUInt32LE(keyId, 16);
-    return Buffer.concat([head, body]);
+    const half = this.#current;
+    half.unsynced = true;
+    for (let at = 0; at < body.length || at === 0; at += MAX_PIECES) {
+      const pieces = body.slice(at, at + MAX_PIECES);
+      if (at === 0) pieces.unshift(head);
+      const wanted = pieces.reduce((sum, bytes) => sum + bytes.length, 0);
+      if (writevSync(half.fd, pieces, half.end) !== wanted)
+        throw new Error('the file system is full');
+      half.end += wanted;
+    }
+    half.last = (pending.at(-1) as Noted).slot;
   }
 
-  async close(): Promise<void> {
+  /** Goes on in the other half when this one is full and nothing in the other is needed. */
+  #turn(): void {
+    const other = this.#halves[1 - this.#now] as Half;
+    if (this.#current.end < this.#limit || other.last > this.#durable) return;
+    ftruncateSync(other.fd, 0);
+    this.#begin(other);
+    this.#now = 1 - this.#now;
+  }
+
+  /** @param done everything is in the bucket: the files go */
+  async close(done: boolean): Promise<void> {
     await this.#running?.catch(() => {});
-    closeSync(this.#fd);
+    for (const { fd } of this.#halves) closeSync(fd);
+    if (!done || this.#halves.length === 0) return;
+    for (const path of this.#paths) unlinkSync(path);
   }
 }
 

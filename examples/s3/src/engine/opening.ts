@@ -84,6 +84,8 @@ export class DiskState {
   slot: number;
   epoch: number;
   writer: string;
+  /** Who wrote before this writer's claim. */
+  predecessor = NO_WRITER;
   /** And fences. */
   readonly claims: number[];
   readonly #ends = new Map<number, number>();
@@ -156,6 +158,7 @@ export class DiskState {
         if (n === this.manifest.n && header.epoch === this.manifest.epoch) this.committed = true;
       }
       if (!isFence) {
+        if (isClaim) this.predecessor = this.writer;
         this.epoch = header.epoch;
         this.writer = header.writer;
       }

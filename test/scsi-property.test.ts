@@ -6,6 +6,7 @@ import { describe, expect, test } from 'vitest';
 import { type CommandSpec, CommandTable } from '../lib/scsi/command-spec.js';
 import { blockCommands } from '../lib/scsi/commands/index.js';
 import { BlockDevice, decodeSense, sense } from '../lib/scsi/index.js';
+import { ModePages } from '../lib/scsi/mode-pages.js';
 import { randomNumbers } from '../lib/store/faults.js';
 import { type BlockStore, faults, MemoryStore } from '../lib/store/index.js';
 import {
@@ -264,6 +265,94 @@ describe('any command', () => {
     },
     120_000,
   );
+});
+
+/** The CDB that says `values` in the fields of `spec`: what the decoder takes apart, put together. */
+function encode(spec: CommandSpec, values: Readonly<Record<string, number | bigint>>): Uint8Array {
+  const cdb = new Uint8Array(spec.length);
+  cdb[0] = spec.opcode;
+  if (spec.opcode === 0x7f) cdb.set([spec.length - 8, 0, spec.serviceAction as number], 7);
+  else if (spec.serviceAction !== undefined) cdb[1] = spec.serviceAction;
+  for (const { name, byte, bytes, mask } of spec.fields) {
+    let rest = BigInt(values[name] ?? 0);
+    for (let i = bytes - 1; i > 0; i--) {
+      cdb[byte + i] = Number(rest & 0xffn);
+      rest >>= 8n;
+    }
+    // Of the first byte a field may have only some bits.
+    (cdb[byte] as number) |= (Number(rest) * (mask & -mask)) & mask;
+  }
+  return cdb;
+}
+
+describe('decoding is the inverse of encoding', () => {
+  const moving = blockCommands.filter(({ name }) => /^(READ|WRITE) \(\d+\)$/.test(name));
+
+  test('a READ or WRITE of any form asks the store for what its CDB says', async () => {
+    expect(moving).toHaveLength(10);
+    const asked: string[] = [];
+    // Larger than any address, and without contents.
+    const store: BlockStore = {
+      size: 2 ** 52,
+      read: (position, data) => void asked.push(`read ${position} ${data.length}`),
+      write: (position, data) => void asked.push(`write ${position} ${data.length}`),
+    };
+    const device = restarted(store);
+    const random = randomNumbers(4711);
+    const below = (limit: number) => Math.floor(random() * limit);
+    for (let i = 0; i < 20_000; i++) {
+      const spec = moving[i % moving.length] as CommandSpec;
+      const address = spec.fields.find(({ name }) => name === 'LOGICAL BLOCK ADDRESS');
+      const bits = Math.min(address?.mask === 0x1f ? 21 : 8 * (address?.bytes ?? 0), 42);
+      const lba = below(2 ** below(bits + 1));
+      const blocks = 1 + below(8);
+      const length = 512 * blocks;
+      const reads = spec.name.startsWith('READ');
+      const cdb = encode(spec, {
+        'LOGICAL BLOCK ADDRESS': lba,
+        'TRANSFER LENGTH': blocks,
+        'GROUP NUMBER': below(64),
+        DPO: below(2),
+      });
+      const command = new FakeCommand(
+        cdb,
+        reads ? { in: length } : { out: new Uint8Array(length) },
+      );
+      device.handle(command);
+      must(command.outcome === 'GOOD', `${spec.name} ${lba}: ${command.outcome}`);
+      const wanted = `${reads ? 'read' : 'write'} ${512 * lba} ${length}`;
+      must(asked.pop() === wanted && asked.length === 0, `${spec.name}: not ${wanted}`);
+    }
+  });
+
+  test('REPORT SUPPORTED OPERATION CODES names every bit that encoding can set', () => {
+    for (const entry of new CommandTable(blockCommands).entries()) {
+      const { spec, usage } = entry;
+      const all = spec.fields.filter(({ refused }) => refused !== true);
+      const ones = encode(
+        spec,
+        Object.fromEntries(all.map(({ name, bytes }) => [name, 256n ** BigInt(bytes) - 1n])),
+      );
+      expect([spec.name, ...ones]).toEqual([spec.name, ...usage]);
+    }
+  });
+
+  test('saved mode pages come back as they were', () => {
+    const facts = { writeCache: true, thresholds: true, savable: true };
+    const random = randomNumbers(815);
+    for (let i = 0; i < 2000; i++) {
+      const pages = new ModePages(facts);
+      for (const { current, changeable } of pages.pages) {
+        for (const [at, mask] of changeable.entries()) {
+          const value = Math.floor(random() * 256);
+          current[at] = ((current[at] as number) & ~mask) | (value & mask);
+        }
+      }
+      const restored = new ModePages(facts);
+      restored.load(pages.encode());
+      must(Buffer.compare(pages.encode(), restored.encode()) === 0, `pages ${i}`);
+    }
+  });
 });
 
 /** With everything there is to be had. */

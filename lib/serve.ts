@@ -112,6 +112,7 @@ export class Served {
   readonly recovered: boolean;
   readonly #attached: readonly Detachable[];
   readonly #disk: BlockDevice | undefined;
+  readonly #size: number;
   #closing: Promise<void> | undefined;
   #unlisten: (() => void) | undefined;
 
@@ -125,12 +126,18 @@ export class Served {
     this.recovered = parts.recovered;
     this.#attached = parts.attached;
     this.#disk = parts.disk;
+    this.#size = parts.size;
     if (parts.signals) this.#listen();
   }
 
   /** `/dev/sda`, when it is exported over loopback and is a disk. */
   get disk(): string | undefined {
     return this.loopback?.blockPath;
+  }
+
+  /** Capacity in bytes: the store's, now; of a raw handler what it was served with. */
+  get size(): number {
+    return this.#disk?.store.size ?? this.#size;
   }
 
   /** `/dev/uio0`. */
@@ -229,6 +236,7 @@ interface ServedParts {
   iscsi: IscsiLun | undefined;
   vhost: VhostLun | undefined;
   recovered: boolean;
+  size: number;
   signals: boolean;
 }
 
@@ -350,8 +358,8 @@ async function run(
       parts.vhost = await attachVhost(backstore, wanted);
       attached.push(parts.vhost);
     }
-    const signals = options.signals ?? true;
-    return new Served({ ...parts, device, backstore, disk, attached, recovered, signals });
+    const { size, signals = true } = options;
+    return new Served({ ...parts, device, backstore, disk, attached, recovered, size, signals });
   } catch (error) {
     await abandon(device, recovered ? undefined : backstore, error);
     throw error;

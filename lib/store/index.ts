@@ -24,6 +24,7 @@ export {
 export { overlay } from './overlay.js';
 export { type RateLimitOptions, rateLimit } from './rate-limit.js';
 export { readOnly } from './read-only.js';
+export { formatSize, parseSize } from './size.js';
 export {
   CountingStore,
   type OperationStatistics,

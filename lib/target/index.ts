@@ -19,6 +19,7 @@ export {
 export { type Discovery, discover, type FoundBackstore } from './discover.js';
 export type { Advice, TargetProblem } from './explain.js';
 export { type Exports, exportsOf } from './exports.js';
+export { type FollowingDisk, followSize } from './follow-size.js';
 export {
   type KernelCalls,
   localHost,

@@ -9,10 +9,10 @@ import { readFileSync, unlinkSync } from 'node:fs';
 import { setPriority } from 'node:os';
 import { TcmuError } from 'tcmu';
 import type { StoreFailure } from 'tcmu/scsi';
+import { formatSize } from 'tcmu/store';
 import { FileStore } from './file-store.js';
 import { HELP, type Options, parseOptions, UsageError } from './options.js';
 import { type Serving, startServing } from './serving.js';
-import { formatSize } from './size.js';
 
 const REPEAT_AFTER_MS = 10_000;
 

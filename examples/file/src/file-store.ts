@@ -34,9 +34,9 @@ import {
   type WriteContext,
 } from 'tcmu';
 import { type SenseError, sense } from 'tcmu/scsi';
+import { formatSize } from 'tcmu/store';
 import { checkOpened, resolvePath } from './allowed-path.js';
 import { GroupSync } from './group-sync.js';
-import { formatSize } from './size.js';
 
 export interface FileStoreOptions {
   /**

@@ -2,4 +2,3 @@
 export { resolvePath } from './allowed-path.js';
 export { FileStore, type FileStoreOptions } from './file-store.js';
 export { GroupSync } from './group-sync.js';
-export { formatSize, parseSize } from './size.js';

@@ -1,7 +1,7 @@
 /** The command line: what may be said, and what it means. Nothing is opened here but a password file. */
 import { readFileSync, statSync } from 'node:fs';
 import { parseArgs } from 'node:util';
-import { parseSize } from './size.js';
+import { parseSize } from 'tcmu/store';
 
 export const HELP = `Serve a raw file or block device as a SCSI disk of this machine, over iSCSI, or to a virtual machine.
 

@@ -5,9 +5,8 @@
 import { type BlockStore, Device, openUio, type ServeOptions, serve, TcmuError } from 'tcmu';
 import { BlockDevice } from 'tcmu/scsi';
 import { rateLimit } from 'tcmu/store';
-import { openBackstore } from 'tcmu/target';
+import { followSize, openBackstore } from 'tcmu/target';
 import type { FileStore } from './file-store.js';
-import { followConfigfs } from './follow-configfs.js';
 import { type ExportChoice, type Options, UsageError } from './options.js';
 
 /** A disk that is served. */
@@ -64,7 +63,7 @@ async function serveAnew(
     },
     ...(concurrency === undefined ? {} : { concurrency }),
   });
-  const netlink = await followConfigfs(served, store, warn);
+  const netlink = await followSize(served.backstore, served, ({ message }) => warn(message));
   const reach =
     served.disk ??
     served.iscsi?.url ??

@@ -8,6 +8,7 @@ import { readFileSync } from 'node:fs';
 import { setPriority } from 'node:os';
 import { type Served, serve, TcmuError } from 'tcmu';
 import type { StoreFailure } from 'tcmu/scsi';
+import { formatSize } from 'tcmu/store';
 import { commitImage, rebaseImage } from './chain.js';
 import { listen, type Request, send } from './control.js';
 import { createImage } from './create.js';
@@ -22,7 +23,6 @@ import {
 } from './options.js';
 import { QcowStore } from './qcow-store.js';
 import { resizeImage } from './resize.js';
-import { formatSize } from './size.js';
 import { type SnapshotInfo, Snapshots } from './snapshots.js';
 import { checkImage, imageInfo } from './tools.js';
 

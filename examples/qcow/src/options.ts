@@ -2,9 +2,9 @@
 import { readFileSync, statSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import type { ServeOptions } from 'tcmu';
+import { parseSize } from 'tcmu/store';
 import type { CreateOptions } from './create.js';
 import type { OpenOptions } from './open.js';
-import { parseSize } from './size.js';
 
 export const HELP = `Serve qcow2 images as SCSI disks of this machine, over iSCSI, or to a virtual machine; and make, look at,
 check and change them.

@@ -9,7 +9,7 @@ import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { TcmuError } from 'tcmu';
 import type { StoreFailure } from 'tcmu/scsi';
-import { MemoryDataOut } from 'tcmu/store';
+import { formatSize, MemoryDataOut } from 'tcmu/store';
 import { connect, parseLocation } from './client/index.js';
 import {
   checkDisk,
@@ -30,7 +30,6 @@ import type { ObjectStore } from './object-store.js';
 import { HELP, type Options, parseOptions, UsageError } from './options.js';
 import { type OpenOptions, S3Disk } from './s3-disk.js';
 import { startServing } from './serving.js';
-import { formatSize } from './size.js';
 
 const REPEAT_AFTER_MS = 10_000;
 const PATIENCE_MS = 60_000;

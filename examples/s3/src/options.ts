@@ -4,6 +4,7 @@ import { createHash } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { parseSize } from 'tcmu/store';
 import {
   CONNECT_HELP,
   CONNECT_OPTIONS,
@@ -13,7 +14,6 @@ import {
 import type { Compression } from './engine/blob.js';
 import type { KeySource } from './engine/records.js';
 import type { OpenOptions } from './s3-disk.js';
-import { parseSize } from './size.js';
 
 export const HELP = `A disk in a bucket of any S3-compatible store, served as a SCSI disk of this machine or over iSCSI.
 

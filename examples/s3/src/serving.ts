@@ -4,7 +4,7 @@
  */
 import { Device, openUio, type ServeOptions, serve } from 'tcmu';
 import { BlockDevice } from 'tcmu/scsi';
-import { followConfigfs } from './follow-configfs.js';
+import { followSize } from 'tcmu/target';
 import type { ExportChoice, Options } from './options.js';
 import type { S3Disk } from './s3-disk.js';
 
@@ -44,7 +44,9 @@ export async function startServing(
     ...(timeout === undefined ? {} : { commandTimeout: timeout }),
     ...(concurrency === undefined ? {} : { concurrency }),
   });
-  const netlink = disk.readOnly ? undefined : await followConfigfs(served, disk, warn);
+  const netlink = disk.readOnly
+    ? undefined
+    : await followSize(served.backstore, served, ({ message }) => warn(message));
   const reach =
     served.disk ??
     served.iscsi?.url ??

@@ -1,8 +1,11 @@
-/** Sizes as people write them: `1G`, `512M`, `10GiB`, `1073741824`. Powers of 1024 throughout. */
+/** Sizes as people write them, on a command line, say. Powers of 1024 throughout. */
 
 const UNITS = ['', 'K', 'M', 'G', 'T', 'P'] as const;
 
-/** Bytes, or undefined when the text is no size, or no whole number of bytes below 2^53. */
+/**
+ * Bytes of `1G`, `512M`, `1.5T`, `10GiB`, `1073741824`; undefined when the text is no size, or no whole number of
+ * bytes below 2^53.
+ */
 export function parseSize(text: string): number | undefined {
   const match = /^(\d+(?:\.\d+)?)(?:([KMGTP])(?:i?B)?|B)?$/i.exec(text);
   if (match === null) return undefined;

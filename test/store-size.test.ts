@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { formatSize, parseSize } from '../src/size.js';
+import { formatSize, parseSize } from '../lib/store/index.js';
 
 describe('parseSize', () => {
   it.each([

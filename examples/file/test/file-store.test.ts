@@ -273,9 +273,10 @@ describe.each(folders)('data in %s', (folder) => {
     const reads = vi.spyOn(other, 'read');
     expect(await store.copyFrom?.(other, 512, 3 * MiB, MiB, request())).toBe(MiB);
     expect(reads).not.toHaveBeenCalled();
-    expect(await readAll(store, 3 * MiB, MiB)).toEqual(bytes);
+    // Compared by itself: `toEqual` would look at each of a million elements.
+    expect(bytes.compare(await readAll(store, 3 * MiB, MiB))).toBe(0);
     expect(await store.copyFrom?.(store, 3 * MiB, 6 * MiB, MiB, request())).toBe(MiB);
-    expect(await readAll(store, 6 * MiB, MiB)).toEqual(bytes);
+    expect(bytes.compare(await readAll(store, 6 * MiB, MiB))).toBe(0);
     // A source that was cut: what is there, in whole blocks.
     truncateSync(other.path, MiB + 100);
     expect(await store.copyFrom?.(other, 0, 0, 2 * MiB, request())).toBe(MiB);

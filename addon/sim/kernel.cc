@@ -189,6 +189,8 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
 bool Kernel::canExpose(Command& c) {
   c.windowOut = c.windowIn = {};
   c.concealed = true;
+  const size_t bytes = c.dataOut.size() + c.dataIn.size();
+  if (bytes == 0 || bytes < attributes_.zeroCopyBytes) return false;
   const auto find = [this](std::span<const uint8_t> part, Window::Range& range) {
     if (part.empty()) return true;
     const auto offset = pool_->offsetOf(part);
@@ -196,9 +198,7 @@ bool Kernel::canExpose(Command& c) {
     return offset.has_value();
   };
   if (!find(c.dataOut, c.windowOut) || !find(c.dataIn, c.windowIn)) return false;
-  if (c.bidirectional && (c.dataOut.empty() || c.dataIn.empty())) return false;
-  const size_t bytes = c.windowOut.bytes + c.windowIn.bytes;
-  return bytes > 0 && bytes >= attributes_.zeroCopyBytes;
+  return !c.bidirectional || (!c.dataOut.empty() && !c.dataIn.empty());
 }
 
 bool Kernel::expose(Command& c) {

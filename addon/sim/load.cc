@@ -1,6 +1,7 @@
 #include "load.h"
 
 #include <cstring>
+#include <new>
 #include <stdexcept>
 
 namespace tcmu::sim {
@@ -29,7 +30,10 @@ LoadGenerator::LoadGenerator(Device& device, const LoadOptions& options,
     if (!range.empty()) {
       slots_[i].buffer = {range.data(), [pool, range](uint8_t*) { pool->free(range); }};
     } else {
-      slots_[i].buffer = {new uint8_t[options.bytes], std::default_delete<uint8_t[]>()};
+      // Pages, as an initiator's memory is, and as the pool's: what is copied costs the same then.
+      constexpr std::align_val_t kPages{kPage};
+      slots_[i].buffer = {static_cast<uint8_t*>(operator new(options.bytes, kPages)),
+                          [](uint8_t* memory) { operator delete(memory, kPages); }};
     }
     std::memset(slots_[i].buffer.get(), 0, options.bytes);
     free_.push_back(i);

@@ -1,7 +1,7 @@
 /**
  * Makes sure that a fresh clone can do what is asked of it: Node, Debian packages, npm packages, the build.
  *
- *     node scripts/setup.mjs [build] [kernel] [fuzz] [peer] [qemu] [nbd] [s3] [s3peer] [bench] [cross] [docs] [zero-copy]
+ *     node scripts/setup.mjs [build] [kernel] [fuzz] [peer] [qemu] [nbd] [s3] [s3peer] [bench] [cross] [docs] [tidy] [zero-copy]
  *
  * Does only what is missing, and says what it does. What it can't do (packages, without root or outside
  * Debian) it names, with the command that does, and goes on. Imports nothing but Node: it runs before npm ci.
@@ -25,6 +25,7 @@ const consequences = {
   nbd: 'the NBD server is tested by its own client only',
   bench: 'some of the peers and the counting of instructions are missing',
   cross: 'no binary for arm64 can be made and tried',
+  tidy: 'the C++ is not checked by clang-tidy',
   docs: 'the documentation cannot be looked at in a browser',
   'zero-copy': 'the kernel module with zero copy is neither built nor tested',
   s3: 'the S3 example is tested against a server in memory only',

@@ -36,7 +36,7 @@ beforeEach(() => {
   }
   put('lib/modules/6.1.0-28-amd64/modules.builtin', 'kernel/drivers/vhost/vhost-scsi.ko\n');
   put('sys/module/target_core_user/parameters/global_max_data_area_mb', '2048\n');
-  put('sys/module/target_core_user/parameters/block_netlink', '0\n');
+  put('sys/module/target_core_user/parameters/block_netlink', 'unblocked\n');
   put('sys/class/uio/uio0/name', 'tcm-user/0/d0/file//srv/d0\n');
   put('sys/class/uio/uio1/name', 'a_card\n');
   put('dev/uio0');
@@ -111,7 +111,7 @@ test('Node, platform, addon, kernel and user', () => {
 test('limits, a blocked netlink, a device without a node', () => {
   put('sys/module/target_core_user/parameters/global_max_data_area_mb', '256\n');
   expect(finding('data-area')?.mend).toMatch(/^echo 2048 > \/sys\/module\/target_core_user\//);
-  put('sys/module/target_core_user/parameters/block_netlink', 'Y\n');
+  put('sys/module/target_core_user/parameters/block_netlink', 'blocked\n');
   expect(finding('netlink')?.mend).toMatch(/reset_netlink; echo 0 > .*block_netlink$/);
   put(
     'proc/self/limits',

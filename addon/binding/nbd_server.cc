@@ -73,7 +73,7 @@ NbdServer::NbdServer(const Napi::CallbackInfo& info)
   Ref();
 }
 
-NbdServer::~NbdServer() { stop(); }
+NbdServer::~NbdServer() { NbdServer::stop(); }
 
 void NbdServer::happened(Event event) {
   std::lock_guard guard(lock_);

@@ -69,10 +69,9 @@ RingObject::RingObject(const Napi::CallbackInfo& info)
 
   const size_t capacity = ring_->capacity();
   self.DefineProperties({
-      Napi::PropertyDescriptor::Value("capacity", Napi::Number::New(env, capacity),
-                                      napi_enumerable),
-      Napi::PropertyDescriptor::Value("mailboxFlags",
-                                      Napi::Number::New(env, ring_->mailboxFlags()),
+      Napi::PropertyDescriptor::Value(
+          "capacity", Napi::Number::New(env, static_cast<double>(capacity)), napi_enumerable),
+      Napi::PropertyDescriptor::Value("mailboxFlags", Napi::Number::New(env, ring_->mailboxFlags()),
                                       napi_enumerable),
   });
   events_ = shareArray<int32_t>(self, "events", 1 + batch_size_);
@@ -108,7 +107,7 @@ RingObject::RingObject(const Napi::CallbackInfo& info)
 RingObject::~RingObject() {
   // After the environment's end, or when nothing was under way: see retain().
   if (mapping_ && io_) io_->remove(this);
-  if (ring_ && ring_->pinsHeld() > 0) mapping_.release();
+  if (ring_ && ring_->pinsHeld() > 0) static_cast<void>(mapping_.release());
 }
 
 void RingObject::retain() {

@@ -111,7 +111,7 @@ SimDevice::SimDevice(const Napi::CallbackInfo& info)
   awake_ = true;
 }
 
-SimDevice::~SimDevice() { stop(); }
+SimDevice::~SimDevice() { SimDevice::stop(); }
 
 void SimDevice::finished(const sim::Completion& completion) {
   std::lock_guard guard(lock_);

@@ -29,8 +29,6 @@ MappingWatch::MappingWatch(int fd) {
   inode_ = facts.st_ino;
 }
 
-MappingWatch::~MappingWatch() = default;
-
 void MappingWatch::begin() {
   std::lock_guard guard(lock);
   watches.push_back(this);

@@ -22,7 +22,7 @@ class MappingWatch {
   static void withdraw(void* start);
 
  protected:
-  ~MappingWatch();
+  ~MappingWatch() = default;
   // To be called once the derived object can take calls. What is mapped already is not told.
   void begin();
   // To be called before the derived object goes.

@@ -51,7 +51,7 @@ Server::~Server() { device_->detach(this); }
 // --- other threads ---
 
 void Server::described(uint64_t connection, std::optional<Disk> disk) {
-  post({Mail::Kind::described, connection, std::move(disk)});
+  post({Mail::Kind::described, connection, disk});
 }
 
 void Server::close() { post({Mail::Kind::close}); }
@@ -81,7 +81,7 @@ Server::Counts Server::counts() {
 void Server::post(Mail mail) {
   {
     std::lock_guard guard(lock_);
-    mail_.push_back(std::move(mail));
+    mail_.push_back(mail);
   }
   batchEnd();
 }

@@ -91,7 +91,7 @@ std::string Ring::owner(const void* address, const RingTables& tables) const {
             tables.info[slot * RingTables::kInfoWords + 6] & kKernelZeroCopy;
         return makeFault(RingFault::Kind::Memory,
                          "byte %llu of the data of command id %u (operation code 0x%02x)%s",
-                         static_cast<unsigned long long>(before + (byte - start)), at(slot).id,
+                         static_cast<unsigned long long>(before) + (byte - start), at(slot).id,
                          tables.cdbs[slot * RingTables::kCdbBytes],
                          zero_copy ? ", the initiator's own memory: Data-Out can't be stored into "
                                      "with zero copy, and a reset takes it away"

@@ -23,7 +23,7 @@ BufferPool::BufferPool(size_t bytes) : bytes_(bytes), free_{{0, bytes}} {
   };
   fd_ = memfd_create("tcmu-sim-initiator", MFD_CLOEXEC);
   if (fd_ < 0) throw failure("memfd_create");
-  if (ftruncate(fd_, bytes_) < 0) throw failure("ftruncate");
+  if (ftruncate(fd_, static_cast<off_t>(bytes_)) < 0) throw failure("ftruncate");
   void* base = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_, 0);
   if (base == MAP_FAILED) throw failure("mmap");
   base_ = static_cast<uint8_t*>(base);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 
 namespace tcmu::sim {
@@ -23,7 +24,7 @@ class Histogram {
   }
   // The least value that `share` of all are not above, to the bucket's upper end.
   uint64_t percentile(double share) const {
-    const auto wanted = static_cast<uint64_t>(share * static_cast<double>(count_) + 0.5);
+    const auto wanted = static_cast<uint64_t>(std::llround(share * static_cast<double>(count_)));
     uint64_t seen = 0;
     for (size_t i = 0; i < buckets_.size(); i++) {
       seen += buckets_[i];

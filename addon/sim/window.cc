@@ -84,8 +84,9 @@ Window::~Window() {
     std::lock_guard guard(lock_);
     closing_ = true;
     while (!bases_.empty()) {
-      mmap(bases_.back() + offset_, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, ringFd_,
-           static_cast<off_t>(offset_));
+      // Failing leaves what is there, and this is the end of it.
+      static_cast<void>(mmap(bases_.back() + offset_, bytes_, PROT_READ | PROT_WRITE,
+                             MAP_SHARED | MAP_FIXED, ringFd_, static_cast<off_t>(offset_)));
       forget(bases_.back());
     }
   }

@@ -153,7 +153,7 @@ export function examine(examined: Examined): Diagnosis {
   }
 
   const parameters = 'sys/module/target_core_user/parameters';
-  if (/^(1|y)$/i.test(read(parameters, 'block_netlink') ?? '')) {
+  if (read(parameters, 'block_netlink') === 'blocked') {
     const folder = `/${parameters}`;
     const mend = `echo 1 > ${folder}/reset_netlink; echo 0 > ${folder}/block_netlink`;
     add('netlink', 'warning', 'blocked: no device can be created or removed', mend);

@@ -5,7 +5,7 @@
  * It does not open the uio device: serving is another module's, and can be another process's, business.
  * A backstore outlives this process; `remove()` is explicit (or by `await using`).
  */
-import { ArgumentError, TargetError } from '../errors.js';
+import { ArgumentError, errnoOf, TargetError } from '../errors.js';
 import { type Advice, targetError } from './explain.js';
 import { isProblem, localHost, type TargetHost } from './host.js';
 import { lunsOf, removeIfEmpty } from './luns.js';
@@ -650,7 +650,7 @@ function firstFree(taken: readonly number[]): number {
 function recordRemoval(undo: Undo, host: TargetHost, hba: number, name: string): void {
   const folder = host.target('core', `user_${hba}`);
   undo.add(`remove ${folder} when it is empty`, () => removeIfEmpty(host, folder));
-  undo.add(`remove ${folder}/${name}`, () => host.rmdir(`${folder}/${name}`));
+  undo.add(`remove ${folder}/${name}`, () => removeBackstore(host, `${folder}/${name}`));
 }
 
 async function taskManagement(
@@ -722,4 +722,17 @@ async function verify(
     operation: 'set',
     path: `${path}/${attribute}`,
   });
+}
+
+/** Target port groups that an administrator made below a backstore go with it; while it is attached nothing does. */
+async function removeBackstore(host: TargetHost, path: string): Promise<void> {
+  try {
+    await host.rmdir(path);
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOTEMPTY' || (await lunsOf(host, path)).length > 0) throw error;
+    for (const group of await host.list(`${path}/alua`)) {
+      if (group !== 'default_tg_pt_gp') await host.rmdir(`${path}/alua/${group}`);
+    }
+    await host.rmdir(path);
+  }
 }

@@ -22,7 +22,6 @@ import {
   Compatible,
   ExtensionType,
   encodeFields,
-  encodeHeader,
   extension,
   type Header,
   hasFeature,
@@ -41,6 +40,8 @@ import { Mapping } from './mapping.js';
 import { MetadataSync } from './metadata-sync.js';
 import { Reader } from './reader.js';
 import { Refcounts } from './refcounts.js';
+import { replaceHeader } from './replace-header.js';
+import { Reserve } from './reserve.js';
 import { countTree, type Restructured, type Restructuring, restructure } from './restructure.js';
 import { Writer } from './writer.js';
 
@@ -103,6 +104,7 @@ export class QcowImage implements Layer {
   readonly #data: GuestData;
   readonly #writer: Writer;
   readonly #acknowledgeWritten: boolean;
+  readonly #reserve: Reserve | undefined;
   /** Guest data may be written straight to the file. */
   readonly #direct: boolean;
   #gate: Promise<void> | undefined;
@@ -156,6 +158,12 @@ export class QcowImage implements Layer {
       },
       lazy: () => this.#dirtyBit && hasFeature(header.compatible, Compatible.LAZY_REFCOUNTS),
     });
+    // Encrypted zeros are no zeros, and a block device does not become longer.
+    if (this.#acknowledgeWritten && this.#direct && file.backing?.facts.kind !== 'block') {
+      const { refcounts, sync } = this;
+      const { clusterSize } = geometry;
+      this.#reserve = new Reserve({ file, clusterSize, refcounts, sync });
+    }
     const parts = {
       file,
       data: this.#data,
@@ -163,6 +171,7 @@ export class QcowImage implements Layer {
       mapping: this.mapping,
       refcounts: this.refcounts,
       sync: this.sync,
+      reserve: this.#reserve,
       backing: options.backing,
       codec: options.codec,
       compress: options.compress ?? false,
@@ -301,9 +310,13 @@ export class QcowImage implements Layer {
     });
     try {
       await this.inFlight.drained();
-      if (!this.readOnly) await this.sync.settle();
+      if (!this.readOnly) {
+        await this.#reserve?.drain();
+        await this.sync.settle();
+      }
       return await run();
     } finally {
+      this.#reserve?.resume();
       open();
     }
   }
@@ -359,6 +372,11 @@ export class QcowImage implements Layer {
     return this.#writer.writeZeroes(position, length, mayUnmap);
   }
 
+  /** Makes whole clusters behind the disk's end unallocated, while running exclusively. */
+  giveUpExclusively(start: number, stop: number): Promise<void> {
+    return this.#writer.giveUp(start, stop);
+  }
+
   /** Damage found while writing ends writing, and is noted in the image. */
   async #guarded(operation: Promise<void>): Promise<void> {
     try {
@@ -410,25 +428,15 @@ export class QcowImage implements Layer {
   }
 
   /**
-   * Makes the image name another backing file, or none: the first cluster is written anew, what lies
-   * behind its first sector first, then, after a flush, the sector that refers to it.
+   * Makes the image name another backing file, or none. Runs exclusively.
+   * @throws QcowError `ERR_TCMU_QCOW_STATE` when the name does not fit; FileError
    */
   async setBacking(name: string | undefined, format: string | undefined): Promise<void> {
     const { header, file } = this;
-    const inUse = {
-      offset: header.backingOffset,
-      length: Buffer.byteLength(header.backingFile ?? ''),
-    };
     const next = { ...header, backingFile: name, extensions: [...header.extensions] };
     const formatBytes = format === undefined ? undefined : Buffer.from(format);
     setExtension(next, ExtensionType.BACKING_FORMAT, formatBytes);
-    const cluster = encodeHeader(next, this.path, inUse);
-    if (cluster.length > 512) {
-      await file.write(cluster.subarray(512), 512);
-      await file.flush();
-    }
-    await file.write(cluster.subarray(0, 512), 0);
-    await file.flush();
+    await replaceHeader(file, header, next);
     Object.assign(header, next);
   }
 
@@ -481,6 +489,7 @@ export class QcowImage implements Layer {
           await this.bitmaps?.store();
           await this.sync.settle();
           await this.clearDirty();
+          await this.#reserve?.cut();
         });
       } else {
         await this.inFlight.drained();

@@ -22,6 +22,7 @@ export class Mapping {
   #view: DataView;
   #l1Offset: number;
   #dirtySectors = new Set<number>();
+  #needsFlush = false;
   #slicesPerTable: number;
   #memo: Table | undefined;
   #memoIndex = -1;
@@ -272,6 +273,26 @@ export class Mapping {
 
   get dirty(): boolean {
     return this.#dirtySectors.size > 0 || this.cache.dirtyCount > 0;
+  }
+
+  /**
+   * A changed entry refers to what is not durable yet: refcounts, or data in place of other data. Changes
+   * without such a word may reach the device in any order with all else.
+   */
+  dependOnFlush(): void {
+    this.#needsFlush = true;
+  }
+
+  /** Whether a flush has to come before what is dirty now may be written. */
+  get needsFlush(): boolean {
+    return this.#needsFlush;
+  }
+
+  /** What is dirty is being taken: asks `needsFlush` for the last time. */
+  takeNeedsFlush(): boolean {
+    const needed = this.#needsFlush;
+    this.#needsFlush = false;
+    return needed;
   }
 
   /** Copies of the changed sectors of the L1 table, which count as clean from now on. */

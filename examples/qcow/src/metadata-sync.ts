@@ -12,12 +12,14 @@
  * used.
  *
  * A change outlives this process from step 3 on: that is what `written` waits for. A run that nobody wants to be
- * durable leaves step 4 to the one after it, and gives nothing free.
+ * durable leaves step 4 to the one after it, and gives nothing free. When, besides, nothing that it writes depends
+ * on a flush (`Mapping.dependOnFlush`), step 3 is all of it.
  *
  * Runs follow one another; callers that come while one is under way share the next. When a flush fails, the
  * kernel may have dropped what was written, and no later success would prove anything: from then on
  * every sync fails.
  */
+import type { MaybePromise } from 'tcmu';
 import { QcowError } from './errors.js';
 import type { HostFile } from './host/host-file.js';
 import type { InFlight } from './in-flight.js';
@@ -44,24 +46,37 @@ export interface SyncTargets {
 class Run {
   /** Somebody waits for step 4. */
   durable: boolean;
+  /** Somebody waits for step 2. */
+  counts = false;
   /** Step 3 is done. */
   isWritten = false;
   readonly written: Promise<void>;
+  readonly counted: Promise<void>;
   markWritten!: () => void;
+  markCounted!: () => void;
   markFailed!: (error: unknown) => void;
   /** The end of it all. */
   done: Promise<void> = Promise.resolve();
 
   constructor(durable: boolean) {
     this.durable = durable;
+    let failCounted: (error: unknown) => void;
+    this.counted = new Promise((resolve, reject) => {
+      this.markCounted = resolve;
+      failCounted = reject;
+    });
     this.written = new Promise((resolve, reject) => {
       this.markWritten = () => {
         this.isWritten = true;
         resolve();
       };
-      this.markFailed = reject;
+      this.markFailed = (error) => {
+        failCounted(error);
+        reject(error);
+      };
     });
     // Those who wait are told; that nobody waits is no mistake.
+    this.counted.catch(() => {});
     this.written.catch(() => {});
   }
 }
@@ -73,6 +88,8 @@ export class MetadataSync {
   /** Those whose sync is done, waiting for operations under way. */
   #releasing = 0;
   #running: Run | undefined;
+  /** Steps 1 and 2 alone, beside no run that has them. */
+  #counting: Promise<void> | undefined;
   #next: Run | undefined;
   #failure: QcowError | undefined;
   #releaseFailure: unknown;
@@ -128,7 +145,53 @@ export class MetadataSync {
     const running = this.#running;
     if (!this.#on.mapping.dirty) return running?.isWritten === false ? running.written : undefined;
     if (this.#next !== undefined) return this.#next.written;
-    return (running === undefined ? this.#start(false) : this.#queue(running, false)).written;
+    if (running !== undefined) return this.#queue(running, false).written;
+    return this.#on.mapping.needsFlush ? this.#start(false).written : this.#writeEntries();
+  }
+
+  /** Makes refcounts, and content written before this call, durable: entries may refer to them from then on. */
+  counted(): Promise<void> {
+    if (this.#failure !== undefined) throw this.#failure;
+    if (this.#running !== undefined) {
+      const next = this.#next ?? this.#queue(this.#running, false);
+      next.counts = true;
+      return next.counted;
+    }
+    if (this.#counting !== undefined) {
+      return this.#counting.catch(() => {}).then(() => this.counted());
+    }
+    this.#counting = this.#writeCounts(this.#takeCounts()).finally(() => {
+      this.#counting = undefined;
+    });
+    return this.#counting;
+  }
+
+  /** Step 3, of entries that depend on no flush; undefined when it is done at once. */
+  #writeEntries(): Promise<void> | undefined {
+    const { mapping } = this.#on;
+    const entries = mapping.cache.takeDirty();
+    const l1 = mapping.takeDirtyL1();
+    const restore = (error: unknown) => {
+      mapping.cache.restore(entries);
+      mapping.restoreL1(l1);
+      throw error;
+    };
+    let written: MaybePromise<void>;
+    try {
+      written = this.#write([...entries, ...l1]);
+    } catch (error) {
+      return restore(error);
+    }
+    if (written === undefined) {
+      mapping.cache.written(entries);
+      return;
+    }
+    const run = new Run(false);
+    const work = written.then(() => {
+      run.markWritten();
+      mapping.cache.written(entries);
+    }, restore);
+    return this.#run(run, work).written;
   }
 
   #queue(running: Run, durable: boolean): Run {
@@ -199,33 +262,27 @@ export class MetadataSync {
   }
 
   async #writeAll(run: Run): Promise<void> {
-    const { mapping, refcounts, inFlight } = this.#on;
-    let freed = this.#freed;
-    this.#freed = [];
+    const { mapping, inFlight } = this.#on;
+    const complete = () => run.durable || run.counts || mapping.needsFlush;
+    // What it writes must not be overtaken by older copies of the same.
+    if (complete()) await this.#counting?.catch(() => {});
+    if (this.#failure !== undefined) throw this.#failure;
+    const withCounts = complete();
+    const dependent = mapping.takeNeedsFlush();
     const entries = mapping.cache.takeDirty();
     const l1 = mapping.takeDirtyL1();
-    const withCounts = this.#settling || !this.#on.lazy() || refcounts.cache.crowded;
-    const counts = withCounts ? refcounts.takeDirty() : undefined;
-    const epoch = inFlight.advance();
-    let countsWritten = false;
+    let freed: number[] = [];
+    let epoch = 0;
     try {
-      if (counts !== undefined) {
-        const { blocks, table, moved } = counts.changes;
-        await this.#write(blocks);
-        if (table.length > 0) {
-          await this.#flush();
-          await this.#write(table);
-          if (moved) {
-            await this.#flush();
-            await this.#on.writeHeader();
-          }
-        }
-        countsWritten = true;
+      if (withCounts) {
+        freed = this.#freed;
+        this.#freed = [];
+        epoch = inFlight.advance();
+        await this.#writeCounts(this.#takeCounts());
       }
-      await this.#flushAll();
+      run.markCounted();
       if (entries.length > 0 || l1.length > 0) {
-        await this.#write(entries);
-        await this.#write(l1);
+        await this.#write([...entries, ...l1]);
         run.markWritten();
         if (run.durable) await this.#flush();
         else {
@@ -238,19 +295,11 @@ export class MetadataSync {
     } catch (error) {
       mapping.cache.restore(entries);
       mapping.restoreL1(l1);
-      if (counts !== undefined) {
-        if (countsWritten) refcounts.written(counts);
-        else refcounts.restore(counts);
-        if (countsWritten) this.#releaseTables(counts.oldTables);
-      }
+      if (dependent) mapping.dependOnFlush();
       this.#freed.unshift(...freed);
       throw error;
     }
     mapping.cache.written(entries);
-    if (counts !== undefined) {
-      refcounts.written(counts);
-      this.#releaseTables(counts.oldTables);
-    }
     if (freed.length > 0) {
       this.#releasing++;
       inFlight.after(epoch, () => {
@@ -262,6 +311,38 @@ export class MetadataSync {
     }
   }
 
+  /** Copies of the changed refcounts, unless the image says that they don't count now. */
+  #takeCounts(): ReturnType<Refcounts['takeDirty']> | undefined {
+    const { refcounts, lazy } = this.#on;
+    const needed = this.#settling || !lazy() || refcounts.cache.crowded;
+    return needed ? refcounts.takeDirty() : undefined;
+  }
+
+  /** Steps 1 and 2. */
+  async #writeCounts(counts: ReturnType<Refcounts['takeDirty']> | undefined): Promise<void> {
+    const { refcounts } = this.#on;
+    if (counts !== undefined) {
+      const { blocks, table, moved } = counts.changes;
+      try {
+        await this.#write(blocks);
+        if (table.length > 0) {
+          await this.#flush();
+          await this.#write(table);
+          if (moved) {
+            await this.#flush();
+            await this.#on.writeHeader();
+          }
+        }
+      } catch (error) {
+        refcounts.restore(counts);
+        throw error;
+      }
+      refcounts.written(counts);
+      this.#releaseTables(counts.oldTables);
+    }
+    await this.#flushAll();
+  }
+
   /** Old places of the refcount table: nobody but the header referred to them. */
   #releaseTables(tables: readonly { offset: number; count: number }[]): void {
     for (const { offset, count } of tables) {
@@ -270,13 +351,19 @@ export class MetadataSync {
     }
   }
 
-  async #write(ranges: readonly { position: number; bytes: Uint8Array }[]): Promise<void> {
+  /** Undefined when all is written at once. Throws, or rejects, when nothing of it is under way any more. */
+  #write(ranges: readonly { position: number; bytes: Uint8Array }[]): MaybePromise<void> {
     const pending: Promise<unknown>[] = [];
-    for (const { position, bytes } of ranges) {
-      const written = this.#on.file.write(bytes, position);
-      if (written instanceof Promise) pending.push(written);
+    try {
+      for (const { position, bytes } of ranges) {
+        const written = this.#on.file.write(bytes, position);
+        if (written instanceof Promise) pending.push(written);
+      }
+    } catch (error) {
+      if (pending.length === 0) throw error;
+      pending.push(Promise.reject(error));
     }
-    await allSettled(pending);
+    return pending.length === 0 ? undefined : allSettled(pending);
   }
 
   #released(error?: unknown): void {

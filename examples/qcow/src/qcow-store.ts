@@ -5,16 +5,21 @@
  * metadata; stopped at any moment, the image is free of errors (space may be lost), and shows every
  * flushed byte. Bad images are refused with what is wrong and where.
  */
+import { fstatSync } from 'node:fs';
+import { statfs } from 'node:fs/promises';
 import type {
+  BackingFile,
   BlockExtent,
   BlockStore,
   DataIn,
   DataOut,
   MaybePromise,
   RequestContext,
+  StoreSpace,
   UnmapContext,
 } from 'tcmu';
 import { ArgumentError } from 'tcmu';
+import { MemoryDataIn, MemoryDataOut } from 'tcmu/store';
 import type { QcowImage } from './image.js';
 import { type OpenOptions, openImage } from './open.js';
 import { resizeImage } from './resize.js';
@@ -29,6 +34,9 @@ export interface QcowStoreOptions extends OpenOptions {
   allowShrink?: boolean | undefined;
 }
 
+/** Data is copied in pieces of this size. */
+const PIECE = 1024 * 1024;
+
 export class QcowStore implements BlockStore {
   readonly blockSize: number;
   readonly physicalBlockSize: number;
@@ -36,6 +44,8 @@ export class QcowStore implements BlockStore {
   readonly optimalTransferLength: number;
   readonly unmapGranularity: number;
   readonly unmap?: NonNullable<BlockStore['unmap']>;
+  /** There only for writable images in files: what they take of the file system, and what is left there. */
+  readonly space?: NonNullable<BlockStore['space']>;
   readonly image: QcowImage;
   /** Created, listed, reverted to and deleted while the store is in use. */
   readonly snapshots: Snapshots;
@@ -53,6 +63,10 @@ export class QcowStore implements BlockStore {
     this.#allowShrink = options.allowShrink ?? false;
     if (!image.readOnly) {
       this.unmap = (position, length) => this.#done(image.writeZeroes(position, length, true));
+      const files = [...new Set([image.file, image.data.file])].flatMap(({ backing }) =>
+        backing?.facts.kind === 'file' ? [backing] : [],
+      );
+      if (files.length > 0) this.space = () => this.#space(files);
     }
   }
 
@@ -112,6 +126,49 @@ export class QcowStore implements BlockStore {
     _context?: RequestContext,
   ): MaybePromise<readonly BlockExtent[]> {
     return this.image.status(position, length);
+  }
+
+  /**
+   * Copies from another image, or within this one: what reads as zeros takes no space here either, and the rest
+   * goes through memory in pieces. Nothing of other kinds of store.
+   */
+  async copyFrom(
+    source: BlockStore,
+    from: number,
+    to: number,
+    length: number,
+    { signal }: RequestContext,
+  ): Promise<number> {
+    if (!(source instanceof QcowStore) || this.readOnly) return 0;
+    const copyData = async (at: number, size: number) => {
+      const bytes = new Uint8Array(size);
+      await source.image.read(from + at, new MemoryDataIn(bytes));
+      await this.image.write(to + at, new MemoryDataOut(bytes));
+    };
+    for (let done = 0; done < length; ) {
+      for (const extent of await source.image.status(from + done, length - done)) {
+        const end = done + extent.length;
+        if (extent.status !== 'data') await this.image.writeZeroes(to + done, end - done, true);
+        else {
+          for (let at = done; at < end; at += PIECE) {
+            signal.throwIfAborted();
+            await copyData(at, Math.min(PIECE, end - at));
+          }
+        }
+        done = end;
+      }
+    }
+    if (!this.writeCache) await this.image.flush();
+    return length;
+  }
+
+  /** Snapshots may keep all there is, so that the disk can take its size once more. */
+  async #space(files: readonly BackingFile[]): Promise<StoreSpace> {
+    let used = 0;
+    for (const { fd } of files) used += fstatSync(fd).blocks * 512;
+    const { bavail, bsize } = await statfs(this.image.data.file.path);
+    const rest = this.image.snapshots.length > 0 ? this.size : Math.max(0, this.size - used);
+    return { used, available: Math.min(rest, bavail * bsize) };
   }
 
   /** @throws ArgumentError, QcowError when the size does not fit, or would cut data off */

@@ -171,7 +171,20 @@ export class Reader {
   }
 
   /** Whether a range is known to read as zeros, without reading it. */
-  async isZero(position: number, length: number): Promise<boolean> {
+  isZero(position: number, length: number): MaybePromise<boolean> {
+    const { mapping, backing } = this.#parts;
+    for (let at = 0; at < length; at += mapping.length) {
+      const slice = mapping.lookup(position + at);
+      if (slice instanceof Promise) return this.#isZeroBelow(position, length);
+      mapping.resolve(slice, position + at, length - at);
+      if (mapping.kind === Kind.ZERO) continue;
+      if (mapping.kind !== Kind.UNALLOCATED) return false;
+      if (backing !== undefined) return this.#isZeroBelow(position, length);
+    }
+    return true;
+  }
+
+  async #isZeroBelow(position: number, length: number): Promise<boolean> {
     for (let at = 0; at < length; ) {
       const extents = await this.status(position + at, length - at);
       for (const extent of extents) {

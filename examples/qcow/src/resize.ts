@@ -1,7 +1,7 @@
 /**
  * Making the disk longer or shorter, while it is in use. What is added reads as zeros, whatever lay there
- * before a shortening, or lies in a longer backing file; what is cut is given back first, and then the
- * header says the new size: one write.
+ * before a shortening, or lies in a longer backing file; what is cut is given back first (in version 2 over a
+ * backing file, afterwards), and then the header says the new size: one write.
  */
 import { ArgumentError } from 'tcmu';
 import { QcowError } from './errors.js';
@@ -37,7 +37,7 @@ export async function resizeImage(image: QcowImage, size: number): Promise<void>
       if (raw) await image.data.file.truncate(size);
       await growL1(image, size);
       await clearBehind(image, before, size);
-    } else if (size < before) {
+    } else if (size < before && !showsBelow(image)) {
       await giveUp(image, size, before);
     }
     await image.sync.settle();
@@ -45,7 +45,12 @@ export async function resizeImage(image: QcowImage, size: number): Promise<void>
     header.size = size;
     await image.writeHeaderFields();
     await image.file.flush();
-    if (raw && size < before) await image.data.file.truncate(size);
+    if (size >= before) return;
+    if (showsBelow(image)) {
+      await giveUp(image, size, before);
+      await image.sync.settle();
+    }
+    if (raw) await image.data.file.truncate(size);
   });
 }
 
@@ -91,18 +96,26 @@ async function clearBehind(image: QcowImage, before: number, size: number): Prom
   }
 }
 
+/**
+ * Clusters that are given up show what lies below: version 2 has no flag for zeros. They are given up when the disk
+ * has become shorter; after a stop before that they lie behind its end, where growing it finds them.
+ */
+function showsBelow({ geometry, backing }: QcowImage): boolean {
+  return geometry.version === 2 && backing !== undefined;
+}
+
 /** Gives up the clusters behind the new end. */
 async function giveUp(image: QcowImage, size: number, before: number): Promise<void> {
-  const { geometry, mapping, backing } = image;
-  const { clusterSize, l2Coverage, version } = geometry;
-  // Version 2 has no flag for zeros: over a backing file giving up would mean writing.
-  if (version === 2 && backing !== undefined) return;
+  const { geometry, mapping } = image;
+  const { clusterSize, l2Coverage } = geometry;
   const from = Math.ceil(size / clusterSize) * clusterSize;
   const to = Math.ceil(before / clusterSize) * clusterSize;
   for (let i = Math.floor(from / l2Coverage); i * l2Coverage < to; i++) {
     if (i >= mapping.l1Size || mapping.tableOffset(i) === 0) continue;
     const start = Math.max(from, i * l2Coverage);
     const stop = Math.min(to, (i + 1) * l2Coverage);
-    if (stop > start) await image.zeroExclusively(start, stop - start, true);
+    if (stop <= start) continue;
+    if (showsBelow(image)) await image.giveUpExclusively(start, stop);
+    else await image.zeroExclusively(start, stop - start, true);
   }
 }

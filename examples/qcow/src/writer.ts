@@ -19,6 +19,7 @@ import type { Mapping } from './mapping.js';
 import { allSettled, type MetadataSync } from './metadata-sync.js';
 import type { Reader } from './reader.js';
 import type { ClusterRun, Refcounts } from './refcounts.js';
+import type { Reserve } from './reserve.js';
 import type { Table } from './table-cache.js';
 
 export interface WriterParts {
@@ -29,6 +30,8 @@ export interface WriterParts {
   readonly refcounts: Refcounts;
   readonly reader: Reader;
   readonly sync: MetadataSync;
+  /** Space for what replaces zeros; without it all space is taken from the refcounts. */
+  readonly reserve: Reserve | undefined;
   readonly lock: ClusterLock;
   readonly codec: ClusterCodec;
   /** Store whole clusters compressed. */
@@ -79,6 +82,19 @@ export class Writer {
       await this.#room();
       await this.#locked(at, end - at, () => this.#zero(at, end - at, mayUnmap));
       at = end;
+    }
+  }
+
+  /** Makes whole clusters unallocated, whatever lies below shows then. For one table's range at a time. */
+  async giveUp(start: number, stop: number): Promise<void> {
+    const { mapping, geometry } = this.#parts;
+    const { clusterSize } = geometry;
+    for (let at = start; at < stop; at += clusterSize) {
+      await this.#withSlice(at, (slice) => {
+        mapping.resolve(slice, at, clusterSize);
+        if (mapping.kind === Kind.INVALID) throw mapping.invalid(at);
+        if (mapping.kind !== Kind.UNALLOCATED) this.#zeroEntry(slice, at, at + clusterSize, true);
+      });
     }
   }
 
@@ -160,19 +176,23 @@ export class Writer {
     return making;
   }
 
-  /** A new L2 table, empty or a copy of a shared one, complete on disk before the L1 table names it. */
+  /** A new L2 table, empty or a copy of a shared one, complete in the file before the L1 table names it. */
   async #makeTable(index: number): Promise<void> {
-    const { file, geometry, mapping, refcounts, sync } = this.#parts;
+    const { file, geometry, mapping, refcounts, sync, reserve } = this.#parts;
     const { clusterSize } = geometry;
     const old = mapping.tableOffset(index);
-    const content = new Uint8Array(clusterSize);
-    if (old !== 0) await file.read(content, old);
-    const run = await refcounts.allocate(1);
-    refcounts.use(run);
-    refcounts.metadata.add(run.offset / clusterSize);
-    mapping.cache.forget(run.offset, clusterSize);
-    await file.write(content, run.offset);
-    mapping.setTable(index, run.offset, true);
+    const ready = old === 0 ? reserve?.take(1) : undefined;
+    const { offset } = ready ?? (await refcounts.allocate(1));
+    refcounts.metadata.add(offset / clusterSize);
+    mapping.cache.forget(offset, clusterSize);
+    if (ready === undefined) {
+      refcounts.use({ offset, count: 1 });
+      const content = new Uint8Array(clusterSize);
+      if (old !== 0) await file.read(content, old);
+      await file.write(content, offset);
+      mapping.dependOnFlush();
+    }
+    mapping.setTable(index, offset, true);
     if (old !== 0) sync.free(old / clusterSize);
   }
 
@@ -218,10 +238,13 @@ export class Writer {
         return clusterSize;
       }
     }
-    const run = geometry.dataFile
-      ? { offset: first * clusterSize, count: wanted }
-      : await refcounts.allocate(wanted);
-    const fresh = this.#takeFresh(run);
+    const ready = await this.#takeReady(first, wanted);
+    const run =
+      ready ??
+      (geometry.dataFile
+        ? { offset: first * clusterSize, count: wanted }
+        : await refcounts.allocate(wanted));
+    const fresh = ready !== undefined || this.#takeFresh(run);
     const end = Math.min(position + data.length, (first + run.count) * clusterSize);
     try {
       const [start, stop] = await this.#writePadded({
@@ -232,12 +255,20 @@ export class Writer {
         tail: await this.#unit(first + run.count - 1),
         fresh,
       });
-      await this.#setEntries(first, run, start, stop);
+      await this.#setEntries(first, run, start, stop, ready === undefined);
     } catch (error) {
       await this.#giveBack(run);
       throw error;
     }
     return end - position;
+  }
+
+  /** Space in which zeros may become data in any order with the entries, for clusters that are all zeros now. */
+  async #takeReady(first: number, wanted: number): Promise<ClusterRun | undefined> {
+    const { reserve, reader, geometry } = this.#parts;
+    const { clusterSize } = geometry;
+    if (reserve === undefined || geometry.dataFile) return;
+    if (await reader.isZero(first * clusterSize, wanted * clusterSize)) return reserve.take(wanted);
   }
 
   /** Clusters from `first` on, up to the one with the byte before `end`, that need a new place; in one slice. */
@@ -308,6 +339,7 @@ export class Writer {
       { offset: host - (position % clusterSize), count: 1 },
       start,
       stop,
+      true,
     );
     return length;
   }
@@ -375,11 +407,22 @@ export class Writer {
     return bytes;
   }
 
-  /** Maps clusters from `first` on to `run`; `[start, stop)` of the guest's disk is complete there. */
-  #setEntries(first: number, run: ClusterRun, start: number, stop: number): Promise<void> {
-    return this.#withSlice(first * this.#parts.geometry.clusterSize, (slice) =>
-      this.#setEntriesIn(slice, first, run, start, stop),
-    );
+  /**
+   * Maps clusters from `first` on to `run`; `[start, stop)` of the guest's disk is complete there.
+   * @param dependent what the entries refer to has to be durable before they are
+   */
+  #setEntries(
+    first: number,
+    run: ClusterRun,
+    start: number,
+    stop: number,
+    dependent: boolean,
+  ): Promise<void> {
+    const { geometry, mapping } = this.#parts;
+    return this.#withSlice(first * geometry.clusterSize, (slice) => {
+      if (dependent) mapping.dependOnFlush();
+      this.#setEntriesIn(slice, first, run, start, stop);
+    });
   }
 
   #setEntriesIn(slice: Table, first: number, run: ClusterRun, start: number, stop: number): void {
@@ -434,6 +477,7 @@ export class Writer {
       putCompressed(slice.view, at, { offset, length: compressed.length }, geometry);
       if (geometry.extended) slice.view.setBigUint64(at + 8, 0n);
       mapping.cache.touch(slice, at, at + l2EntrySize);
+      mapping.dependOnFlush();
     });
     reader.forgetCompressed();
     return true;
@@ -545,6 +589,7 @@ export class Writer {
       view.setUint32(at + 12, (view.getUint32(at + 12) & ~mask) >>> 0);
     }
     mapping.cache.touch(slice, at, at + l2EntrySize);
+    if (rawData) mapping.dependOnFlush();
     return dataFile && whole && !keeps && place >= 0;
   }
 }

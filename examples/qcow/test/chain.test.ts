@@ -126,3 +126,32 @@ test('files outside an allowed directory are not opened', async () => {
     ).toMatchObject({ code: 'ERR_TCMU_QCOW_BACKING' });
   }
 });
+
+test.each([2, 3] as const)(
+  'shrinking version %i over a backing file gives up what is cut',
+  async (version) => {
+    const base = join(dir, `shrink${version}.raw`);
+    const top = join(dir, `shrink${version}.qcow2`);
+    writeFileSync(base, Buffer.alloc(2 * MiB, 1));
+    await createImage(top, {
+      size: 2 * MiB,
+      version,
+      clusterSize: 4 * KiB,
+      backingFile: `shrink${version}.raw`,
+      backingFormat: 'raw',
+    });
+    await fill(top, 0, 1536 * KiB, 2);
+    const store = await QcowStore.open(top, { allowShrink: true });
+    await store.resize(64 * KiB);
+    await store.close();
+    const check = JSON.parse(qemuImg('check', '--output=json', top)) as Record<string, number>;
+    expect(check['allocated-clusters']).toBe(16);
+    const again = await QcowStore.open(top);
+    await again.resize(2 * MiB);
+    await again.close();
+    const disk = await reads(top);
+    expect(disk.subarray(0, 64 * KiB).every((byte) => byte === 2)).toBe(true);
+    expect(disk.subarray(64 * KiB).every((byte) => byte === 0)).toBe(true);
+    expect(disk.equals(shows(top))).toBe(true);
+  },
+);

@@ -40,6 +40,8 @@ interface Subject {
   readonly resize?: boolean;
   /** Acknowledged in memory: a kill of the process may lose it. */
   readonly memory?: boolean;
+  /** Small changes, one after the other, mostly of clusters that are not there: space is ready when it is needed. */
+  readonly small?: boolean;
   /** Clean only after repair, by the format: refcounts are behind while the dirty bit is set. */
   readonly dirty?: boolean;
 }
@@ -53,6 +55,7 @@ const subjects: Subject[] = [
     options: { version: 2 },
     snapshots: true,
   },
+  { name: 'space made ready', clusterSize: KiB, clusters: 200, small: true },
   {
     name: 'growing refcount table',
     clusterSize: 512,
@@ -85,8 +88,31 @@ const subjects: Subject[] = [
 ];
 
 /** Groups of steps; those of a group are under way at once. */
-function stepsOf({ clusterSize, clusters, snapshots, resize }: Subject): fc.Arbitrary<Step[][]> {
+function stepsOf(subject: Subject): fc.Arbitrary<Step[][]> {
+  const { clusterSize, clusters, snapshots, resize, small } = subject;
   const perCluster = clusterSize / SECTOR;
+  if (small) {
+    const start = fc.nat(clusters * perCluster - 1);
+    const step: fc.Arbitrary<Step> = fc.oneof(
+      {
+        weight: 5,
+        arbitrary: fc.record({ type: fc.constant('write'), start, count: fc.constant(1) }),
+      },
+      {
+        weight: 3,
+        arbitrary: fc.record({
+          type: fc.constant('unmap'),
+          start,
+          count: fc.constant(20 * perCluster),
+        }),
+      },
+      { weight: 1, arbitrary: fc.constant<Step>({ type: 'flush' }) },
+    );
+    return fc.array(
+      step.map((one) => [one]),
+      { minLength: 40, maxLength: 60 },
+    );
+  }
   const range = {
     start: fc.oneof(
       fc.nat(clusters - 1).map((i) => i * perCluster),
@@ -152,6 +178,8 @@ async function run(subject: Subject, groups: Step[][], seed: number) {
     lock: false,
     compress: subject.compress ?? false,
     acknowledge: subject.memory ? 'memory' : 'written',
+    // What is used anew holds what it held.
+    discard: !subject.small,
     allowShrink: true,
     openFile: async () => file,
   });

@@ -174,3 +174,27 @@ test('a snapshot that fails changes nothing, and what it wrote never shows', asy
   await store.close();
   expect(await checkImage('image', options)).toMatchObject({ errors: 0, leaks: 0 });
 });
+
+test('a copy from another image, and within one, takes space for data only', async () => {
+  const [from, to] = [join(dir, 'copy-from.qcow2'), join(dir, 'copy-to.qcow2')];
+  for (const path of [from, to]) await createImage(path, { size: 16 * MiB });
+  const shadow = new Uint8Array(16 * MiB);
+  const source = await QcowStore.open(from);
+  await write(source, shadow, 100 * KiB + 512, 200 * KiB, 7);
+  await write(source, shadow, 12 * MiB, MiB + 1536, 8);
+  const target = await QcowStore.open(to);
+  await write(target, new Uint8Array(16 * MiB), 0, 16 * MiB, 0xff);
+  const before = (await target.space?.()) as { used: number; available: number };
+  expect(before.used).toBeGreaterThan(16 * MiB);
+  expect(await target.copyFrom(source, 0, 0, 16 * MiB, context)).toBe(16 * MiB);
+  await target.flush();
+  // Given back to the file system once nothing refers to it.
+  await expect.poll(async () => (await target.space?.())?.used).toBeLessThan(4 * MiB);
+  // Within one: data behind the end of what is shown to be zeros.
+  expect(await target.copyFrom(target, 12 * MiB, 4 * MiB, 2 * MiB, context)).toBe(2 * MiB);
+  shadow.copyWithin(4 * MiB, 12 * MiB, 14 * MiB);
+  await target.close();
+  await source.close();
+  expect(sameBytes(await readAll(to, 16 * MiB), shadow)).toBe(true);
+  qemuImg('check', to);
+});

@@ -27,6 +27,8 @@ export const ExtensionType = {
   BITMAPS: 0x23852875,
   ENCRYPTION: 0x0537be77,
   DATA_FILE: 0x44415441,
+  /** Unknown to the specification: to be skipped, while `replaceHeader` is at work. */
+  PADDING: 0x70616464,
 } as const;
 
 export interface Extension {
@@ -375,6 +377,14 @@ export function encodeFields(header: Header): Buffer {
   return bytes;
 }
 
+/** Where the extensions end, their end marker included. */
+export function extensionsEnd({ headerLength, extensions }: Header): number {
+  return extensions.reduce(
+    (end, { data }) => end + 8 + Math.ceil(data.length / 8) * 8,
+    headerLength + 8,
+  );
+}
+
 /**
  * The whole first cluster; decides where the backing file's name is. A name goes where no part of the one
  * in use has to be overwritten before the header's first sector can refer to it.
@@ -389,11 +399,7 @@ export function encodeHeader(
   const clusterSize = 2 ** header.clusterBits;
   const cluster = Buffer.alloc(clusterSize);
   const name = Buffer.from(header.backingFile ?? '');
-  const extensionBytes = header.extensions.reduce(
-    (sum, { data }) => sum + 8 + Math.ceil(data.length / 8) * 8,
-    8,
-  );
-  let backingOffset = header.headerLength + extensionBytes;
+  let backingOffset = extensionsEnd(header);
   if (inUse !== undefined && backingOffset + name.length > 512) {
     const behind = inUse.offset + inUse.length;
     if (backingOffset < behind && behind + name.length <= clusterSize) backingOffset = behind;

@@ -140,6 +140,7 @@ export class Reserve {
   /** Whoever needs space finds the reason again, and says it. */
   #giveUp(taken: readonly ClusterRun[]): void {
     const { sync, clusterSize } = this.#on;
+    this.#wanted = 1;
     for (const { offset, count } of taken) {
       const first = offset / clusterSize;
       for (let c = first; c < first + count; c++) sync.free(c);

@@ -198,3 +198,25 @@ test('a copy from another image, and within one, takes space for data only', asy
   expect(sameBytes(await readAll(to, 16 * MiB), shadow)).toBe(true);
   qemuImg('check', to);
 });
+
+test('first writes wait for no flush once there is space ready, which is given back at the end', async () => {
+  const file = new MemoryFile();
+  const openFile = async () => file;
+  await createImage('image', { size: 64 * MiB, openFile });
+  const before = file.size();
+  let flushes = 0;
+  const flush = file.flush.bind(file);
+  file.flush = () => {
+    flushes++;
+    return flush();
+  };
+  const store = await QcowStore.open('image', { openFile });
+  for (let i = 0; i < 200; i++) {
+    await store.write(i * 64 * KiB, new MemoryDataOut(new Uint8Array(4 * KiB).fill(1)));
+  }
+  expect(flushes).toBeLessThan(40);
+  await store.close();
+  // 200 clusters of data, and one L2 table.
+  expect(file.size()).toBeLessThanOrEqual(before + 201 * 64 * KiB);
+  expect(await checkImage('image', { openFile })).toMatchObject({ errors: 0, leaks: 0 });
+});

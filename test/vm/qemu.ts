@@ -202,9 +202,8 @@ function writeInitramfs(path: string, kernel: Kernel, options: QemuOptions): voi
   }
   // Where modprobe looks. What the host has there belongs to another kernel.
   const modulesDir = join(realpathSync('/lib'), 'modules');
-  if (dirname(kernel.modules) !== modulesDir) {
-    archive.symlink(join('upper', modulesDir), dirname(kernel.modules));
-  }
+  const own = realpathSync(dirname(kernel.modules));
+  if (own !== modulesDir) archive.symlink(join('upper', modulesDir), own);
   archive.finish();
 }
 

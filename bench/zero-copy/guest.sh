@@ -2,7 +2,7 @@
 # Runs inside the test kernel: serves one disk after another by every handler in every mode, and measures each with fio.
 #
 # Contract with main.ts: the environment gives BUILD (consumer, peer, target_core_user.ko, handlers.js), NODE, CLI (the file example),
-# HANDLERS, MODES, JOBS (lines of `name rw block-size depth`) and RUNTIME (milliseconds). A measurement is
+# HANDLERS, MODES, JOBS (lines of `name rw block-size depth`), RUNTIME (milliseconds) and MIN_BYTES (zc_min_bytes, or empty). A measurement is
 # /run/out/<handler>.<mode>.<job>.json, fio's report. The last line is `bench: finished`, or `bench: failed: …`.
 set -u
 target=/sys/kernel/config/target
@@ -55,6 +55,7 @@ for handler in $HANDLERS; do
     mkdir -p $backstore || fail 'a backstore'
     echo "dev_config=bench/x,dev_size=$size,hw_block_size=512,hw_max_sectors=2048,zero_copy=$zero_copy" >$backstore/control
     case $mode in scrub-off) echo 0 >$backstore/attrib/zc_scrub ;; esac
+    [ $zero_copy = 0 ] || [ -z "$MIN_BYTES" ] || echo "$MIN_BYTES" >$backstore/attrib/zc_min_bytes || fail 'zc_min_bytes'
     echo 1 >$backstore/enable || fail 'enable'
     uio=/dev/$(ls /sys/class/uio)
     serve "$handler" "$uio" >/run/handler.log 2>&1 &

@@ -17,7 +17,7 @@ const handlers = ['c-null', 'c-memory', 'c-file', 'null', 'file', 'socket'] as c
 const modes = ['copy', 'scrub-on', 'scrub-off'] as const;
 const KIB = 1024;
 const jobs = (['write', 'read'] as const).flatMap((rw) =>
-  [4, 64, 256, 1024].flatMap((kib) =>
+  [4, 16, 64, 256, 1024].flatMap((kib) =>
     [1, 16].map((depth) => ({ name: `${rw}-${kib}k-d${depth}`, rw, kib, depth })),
   ),
 );
@@ -42,6 +42,7 @@ const { values } = parseArgs({
     handlers: { type: 'string', default: handlers.join(',') },
     jobs: { type: 'string', default: jobs.map(({ name }) => name).join(',') },
     runtime: { type: 'string', default: '250' },
+    'min-bytes': { type: 'string' },
     minutes: { type: 'string', default: '90' },
     json: { type: 'string' },
   },
@@ -79,6 +80,7 @@ const result = await runQemu({
     HANDLERS: chosenHandlers.join(' '),
     MODES: modes.join(' '),
     RUNTIME: values.runtime,
+    MIN_BYTES: values['min-bytes'] ?? '',
     JOBS: chosenJobs
       .map(({ name, rw, kib, depth }) => `${name} ${rw} ${kib * KIB} ${depth}`)
       .join('\n'),

@@ -7,7 +7,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Kernel } from '../vm/debian-kernel.js';
 import { runQemu } from '../vm/qemu.js';
-import { faultInjection, scenarios } from './scenarios.js';
+import { choose } from './scenarios.js';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = process.cwd();
@@ -15,7 +15,7 @@ const [release = '', ...parts] = process.argv.slice(2);
 const build = join(root, 'build/zero-copy', release);
 /** A kernel of one's own: its directory holds `image`, and the modules below `lib/modules/RELEASE`. */
 const directory = process.env['TCMU_ZERO_COPY_KERNEL'];
-const all = directory === undefined ? scenarios : [...scenarios, faultInjection];
+const chosen = choose(parts, directory !== undefined);
 const kernel: string | Kernel =
   directory === undefined
     ? release
@@ -42,7 +42,9 @@ const result = await runQemu({
   ],
   env: {
     TCMU_ZERO_COPY_BUILD: build,
-    ...(directory === undefined ? {} : { TCMU_ZERO_COPY_FAULTS: '1' }),
+    ...(directory === undefined
+      ? {}
+      : { TCMU_ZERO_COPY_FAULTS: '1', TCMU_ZERO_COPY_SLOWNESS: '5' }),
   },
   cpus: 2,
   memoryMb: Number(process.env['TCMU_ZERO_COPY_MEMORY'] ?? 2048),
@@ -55,7 +57,13 @@ const result = await runQemu({
     join(root, 'examples/file/dist'),
     join(root, 'build/addon/Release/tcmu.node'),
     here,
-    ...['/usr/bin/fio', '/usr/bin/sg_raw', '/usr/bin/iscsi-test-cu', '/usr/bin/tcmu-runner'],
+    ...[
+      '/usr/bin/fio',
+      '/usr/bin/sg_raw',
+      '/usr/bin/iscsi-test-cu',
+      '/usr/bin/iscsi-perf',
+      '/usr/bin/tcmu-runner',
+    ],
     ...['/usr/bin/dd', '/usr/bin/cmp', '/usr/sbin/mkfs.ext4', '/usr/sbin/e2fsck'],
   ].filter((path) => existsSync(path)),
   onLine: (line) => {
@@ -64,7 +72,7 @@ const result = await runQemu({
     if (verdict === undefined) return;
     if (verdict === 'pass') passed.add(name);
     else failed = name;
-    const about = all.find((one) => one.name === name)?.about;
+    const about = chosen.find((one) => one.name === name)?.about;
     console.log(`${verdict}  ${name.padEnd(18)} ${seconds?.padStart(6)} s  ${about}`);
   },
 });
@@ -82,9 +90,7 @@ if (failed !== undefined) {
   console.log(result.output.split('\n').slice(-60).join('\n'));
   console.log(result.kernelLog.split('\n').slice(-20).join('\n'));
 }
-const expected = all.filter(
-  ({ name }) => parts.length === 0 || parts.some((part) => name.includes(part)),
-).length;
+const expected = chosen.length;
 console.log(`kernel ${release}, ${result.seconds.toFixed(0)} s`);
 console.log(`${passed.size} passed, ${expected - passed.size} failed, 0 skipped`);
 process.exitCode = passed.size === expected && failed === undefined ? 0 : 1;

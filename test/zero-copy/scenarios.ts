@@ -5,6 +5,8 @@
  * do or must not. Everything else is served by the file example as a user would start it.
  */
 import assert from 'node:assert/strict';
+import { suites } from '../../conformance/plan.js';
+import { parseOutput } from '../../conformance/suite.js';
 import type { FioJob, Kit, Served } from '../kernel/harness/kit.js';
 import { sleep } from '../kernel/harness/kit.js';
 import type { Proc } from '../kernel/harness/process.js';
@@ -60,8 +62,12 @@ async function consume(
   };
 }
 
-async function startConsumer(k: Kit, mode: string): Promise<Proc> {
-  const argv = [consumer, k.configfs.uio('c0'), String(SIZE), mode, '/dev/ram0'];
+async function startConsumer(
+  k: Kit,
+  mode: string,
+  { name = 'c0', path = '/dev/ram0' } = {},
+): Promise<Proc> {
+  const argv = [consumer, k.configfs.uio(name), String(SIZE), mode, path];
   const proc = k.start(argv, { name: mode });
   await proc.line(/^ready /);
   return proc;
@@ -140,21 +146,115 @@ async function initiate(k: Kit, disk: string): Promise<void> {
   await assertFilled(k, `${k.dir}/unfilled`, 65536, '000');
 }
 
-/** An iSCSI target that everybody may use; answers how to take it away. */
-async function exportIscsi(k: Kit, backstore: string): Promise<() => Promise<void>> {
-  const tpg = `/sys/kernel/config/target/iscsi/${iqn}/tpgt_1`;
-  await k.sh(
-    `modprobe iscsi_target_mod; mkdir -p ${tpg}/lun/lun_0 ${tpg}/np/127.0.0.1:3260 && ln -s ${backstore} ${tpg}/lun/lun_0/store && cd ${tpg} && echo 0 > attrib/authentication && echo 1 > attrib/generate_node_acls && echo 1 > attrib/cache_dynamic_acls && echo 0 > attrib/demo_mode_write_protect && echo 1 > enable`,
+/**
+ * Counts, from now on, reads and writes that failed with EFAULT or EEXIST: pages that could not be pinned. The
+ * answer is undefined on a kernel that can't trace system calls (kernel/debug).
+ */
+async function watchRefusals(k: Kit): Promise<() => Promise<number | undefined>> {
+  const tracing = '/sys/kernel/tracing';
+  const calls = ['pread64', 'pwrite64', 'preadv2', 'pwritev2'];
+  const { code } = await k.sh(
+    `(mountpoint -q ${tracing} || mount -t tracefs tracefs ${tracing}) && cd ${tracing}/events/syscalls && for c in ${calls.join(' ')}; do echo 'ret == -14 || ret == -17' > sys_exit_$c/filter && echo 1 > sys_exit_$c/enable || exit 1; done; : > ${tracing}/trace`,
+    { anyCode: true },
   );
-  return async () => {
-    await k.sh(
-      `cd ${tpg} && echo 0 > enable && rm lun/lun_0/store && rmdir lun/lun_0 np/* && cd / && rmdir ${tpg} && rmdir /sys/kernel/config/target/iscsi/${iqn}`,
-    );
+  return async () =>
+    code === 0 ? Number(await k.out(`grep -vc '^#' ${tracing}/trace; true`)) : undefined;
+}
+
+interface Target {
+  url: string;
+  remove(): Promise<void>;
+}
+
+/** An iSCSI target that everybody may use. */
+async function exportIscsi(k: Kit, backstore: string, port = 3260): Promise<Target> {
+  const name = `${iqn}${port}`;
+  const tpg = `/sys/kernel/config/target/iscsi/${name}/tpgt_1`;
+  await k.sh(
+    `modprobe iscsi_target_mod; mkdir -p ${tpg}/lun/lun_0 ${tpg}/np/127.0.0.1:${port} && ln -s ${backstore} ${tpg}/lun/lun_0/store && cd ${tpg} && echo 0 > attrib/authentication && echo 1 > attrib/generate_node_acls && echo 1 > attrib/cache_dynamic_acls && echo 0 > attrib/demo_mode_write_protect && echo 1 > enable`,
+  );
+  return {
+    url: `iscsi://127.0.0.1:${port}/${name}/0`,
+    async remove() {
+      await k.sh(
+        `cd ${tpg} && echo 0 > enable && rm lun/lun_0/store && rmdir lun/lun_0 np/* && cd / && rmdir ${tpg} && rmdir ${tpg.slice(0, -'/tpgt_1'.length)}`,
+      );
+    },
   };
 }
 
+/** Runs libiscsi's tests against a file served with O_DIRECT; answers the verdict of each. */
+async function conformance(
+  k: Kit,
+  mode: 'always' | 'never',
+  tests: readonly string[],
+): Promise<Map<string, string>> {
+  const port = mode === 'always' ? 3260 : 3261;
+  const name = `i${port}`;
+  await k.sh(`truncate -s 48M /mnt/m-iscsi/${mode}.img`);
+  const proc = k.start(
+    [
+      ...[process.execPath, 'examples/file/dist/cli.js', `/mnt/m-iscsi/${mode}.img`, '--direct'],
+      ...['--physical-block-size', '512', '--name', name, '--export', 'none'],
+      ...['--zero-copy', mode],
+    ],
+    { name: mode },
+  );
+  await proc.line(/^ready /, 60);
+  const target = await exportIscsi(k, k.configfs.find(name), port);
+  const verdicts = new Map<string, string>();
+  for (const test of tests) {
+    // A test that makes the suite hang or die has failed; so have those behind it, hence one at a time.
+    const { stdout } = await k.sh(
+      `timeout -k 2 120 iscsi-test-cu --dataloss --test=ALL.${test} -v ${target.url} 2>&1`,
+      { anyCode: true, quiet: true, timeoutSeconds: 130 },
+    );
+    const results = parseOutput(stdout, 'no verdict');
+    assert(results.length > 0, `${test} ran: ${stdout}`);
+    for (const result of results) verdicts.set(result.name, result.verdict);
+  }
+  const moved = mode === 'always' ? await statistics(k, name) : undefined;
+  await target.remove();
+  await proc.stop();
+  if (moved !== undefined) {
+    assert((moved['cmds'] ?? 0) > 100, 'commands were not copied');
+    assert.equal(moved['denied'], 0, 'nothing was touched that must not be');
+  }
+  return verdicts;
+}
+
+/** Both modes side by side, on the same kind of file. */
+async function sameScore(k: Kit, tests: readonly string[]): Promise<void> {
+  await k.sh('mkfs.ext4 -q -F /dev/ram0 && mkdir -p /mnt/m-iscsi && mount /dev/ram0 /mnt/m-iscsi');
+  const refusals = await watchRefusals(k);
+  const [zeroCopy, copied] = await Promise.all([
+    conformance(k, 'always', tests),
+    conformance(k, 'never', tests),
+  ]);
+  const count = (verdict: string): number =>
+    [...zeroCopy.values()].filter((one) => one === verdict).length;
+  k.log(
+    `== ${count('passed')} passed, ${count('failed')} failed, ${count('skipped')} skipped with zero copy`,
+  );
+  assert.deepEqual(zeroCopy, copied, 'the verdicts with zero copy and without');
+  assert(count('passed') > count('failed') + count('skipped'), 'most tests passed');
+  assert.equal((await refusals()) ?? 0, 0, "the library's O_DIRECT worked on the pages themselves");
+  await k.sh('umount /mnt/m-iscsi');
+}
+
+const wholeSuite: Scenario = {
+  name: 'suite.whole',
+  about: "libiscsi's whole suite scores the same with zero copy and without",
+  timeoutSeconds: 3000,
+  run: (k) =>
+    sameScore(
+      k,
+      Object.keys(suites).filter((suite) => !/^(Sanitize|MultipathIO)/.test(suite)),
+    ),
+};
+
 /** For kernels built to fail, with CONFIG_FAULT_INJECTION: `kernel/debug`. */
-export const faultInjection: Scenario = {
+const faultInjection: Scenario = {
   name: 'fault-injection',
   about:
     'allocations of the handler and the initiator fail at random: errors or retries, never a crash',
@@ -181,7 +281,7 @@ export const faultInjection: Scenario = {
   },
 };
 
-export const scenarios: readonly Scenario[] = [
+const scenarios: readonly Scenario[] = [
   {
     name: 'default',
     about: 'a device that does not ask for it is what the stock module makes',
@@ -223,6 +323,7 @@ export const scenarios: readonly Scenario[] = [
       await refused('attrib/zero_copy', '0');
       await refused('attrib/zc_scrub', '2');
       assert.equal(await k.out(`cat ${dir}/attrib/zc_area_mb`), '4');
+      assert.equal(await k.out(`cat ${dir}/attrib/zc_min_bytes`), '8192');
       await k.configfs.remove(dir);
       await k.sh(`mkdir -p ${dir}`);
       await refused('control', 'zc_area_mb=0');
@@ -356,6 +457,25 @@ export const scenarios: readonly Scenario[] = [
       await k.sh(`cmp -n 8388608 ${disk} ${k.dir}/data && cmp -n 8388608 ${image} ${k.dir}/data`);
       assert.equal((await statistics(k, name))['scrubbed'], 0);
       await proc.stop();
+    },
+  },
+  {
+    name: 'file.direct',
+    about:
+      "a file opened with O_DIRECT: the initiator's own pages can't be pinned, the library copies by itself",
+    async run(k) {
+      await k.sh('mkfs.ext4 -q -F /dev/ram0');
+      const dir = await k.mount('/dev/ram0');
+      await k.sh(`truncate -s 64M ${dir}/disk.img`);
+      const { proc, disk, name } = await k.serve(`${dir}/disk.img`, [
+        ...['--zero-copy', 'always', '--direct', '--physical-block-size', '512'],
+      ]);
+      const refusals = await watchRefusals(k);
+      await verified(k, disk, { bsrange: '4k-256k', blockalign: '4k', size: '8M' });
+      assert.notEqual(await refusals(), 0, 'nothing was refused');
+      assert(((await statistics(k, name))['cmds'] ?? 0) > 20, 'commands were not copied');
+      await proc.stop();
+      await k.sh(`umount ${dir}`);
     },
   },
   {
@@ -515,23 +635,96 @@ export const scenarios: readonly Scenario[] = [
     },
   },
   {
+    name: 'iscsi.suite',
+    about:
+      "libiscsi's tests of what moves data, on a file opened with O_DIRECT, score the same with zero copy and without",
+    timeoutSeconds: 240,
+    run: (k) =>
+      sameScore(k, [
+        ...['Read6', 'Read10', 'Read16', 'Write10', 'Write16', 'iSCSIResiduals', 'ExtendedCopy'],
+        ...['WriteVerify16.Simple', 'Verify16.Simple', 'OrWrite.Simple', 'CompareAndWrite.Simple'],
+        ...['WriteSame16.Simple', 'Unmap.Simple', 'Inquiry', 'ReadCapacity16'],
+      ]),
+  },
+  {
     name: 'iscsi.direct-io',
     about: 'a handler in C opens its file with O_DIRECT: pages of the target core can be pinned',
     async run(k) {
       const backstore = await k.configfs.create({ name: 'c0', size: SIZE, extra: ['zero_copy=1'] });
       const proc = await startConsumer(k, 'direct');
-      const remove = await exportIscsi(k, backstore);
-      const url = `iscsi://127.0.0.1/${iqn}/0`;
+      const target = await exportIscsi(k, backstore);
       for (const family of ['Read10.Simple', 'Write10.Simple', 'Write16.Simple']) {
-        await k.sh(`timeout 60 iscsi-test-cu --dataloss --test=SCSI.${family} ${url}`, {
+        await k.sh(`timeout 60 iscsi-test-cu --dataloss --test=SCSI.${family} ${target.url}`, {
           timeoutSeconds: 70,
         });
       }
-      const direct = proc.lines.filter((line) => /^direct /.test(line)).at(-1);
-      assert.match(direct ?? '', /^direct [1-9]\d* refused 0$/);
-      await remove();
+      await target.remove();
       await k.configfs.remove(backstore);
       await proc.wait();
+      assert.match(proc.output, /^direct [1-9]\d* refused 0$/m);
+    },
+  },
+  {
+    name: 'iscsi.in-flight',
+    about:
+      "direct I/O on the pages still in flight when their command is completed, and when its handler is killed: it ends in nobody's memory",
+    timeoutSeconds: 240,
+    async run(k) {
+      for (const [mode, load] of [
+        ['careless', 'iscsi-perf -b 256 -m 8 -t 4 -i iqn.2026-01.org.example:perf'],
+        ['direct', 'iscsi-perf -b 256 -m 8 -t 4 -i iqn.2026-01.org.example:perf'],
+        ['careless', 'iscsi-test-cu --dataloss --test=SCSI.Write10.Simple'],
+        ['direct', 'iscsi-test-cu --dataloss --test=SCSI.Write10.Simple'],
+      ] as const) {
+        k.step(`${mode}, ${load}`);
+        // The file of the handler is a disk whose own handler holds what it gets, for as long as we like.
+        const inner = await k.configfs.create({ name: 'b0', size: SIZE, extra: ['zero_copy=1'] });
+        let below = await startConsumer(k, 'hold', { name: 'b0' });
+        const { disk, tpg } = await k.configfs.attachLoopback(inner);
+        const outer = await k.configfs.create({ name: 'c0', size: SIZE, extra: ['zero_copy=1'] });
+        let proc = await startConsumer(k, mode, { path: disk });
+        const target = await exportIscsi(k, outer);
+        const initiator = k.start(['sh', '-c', `exec timeout 90 ${load} ${target.url}`], {
+          name: 'initiator',
+          echo: false,
+        });
+        if (mode === 'careless') await proc.line(/^left behind 2$/);
+        await below.line(/^holding /);
+        if (mode === 'direct') {
+          // It can't die before its I/O is done; its commands are gone long before that.
+          proc.kill('SIGKILL');
+          await k.configfs.write(`${outer}/action/block_dev`, '1');
+          await k.configfs.write(`${outer}/action/reset_ring`, '1');
+          assert(proc.running, 'the handler waits for its I/O');
+        }
+        // Whoever gets the pages now must find in them what he put there.
+        await k.sh(`head -c 134217728 /dev/zero | tr '\\0' '\\125' > /mnt/others`);
+        below.kill('SIGKILL');
+        await below.wait();
+        below = await startConsumer(k, 'memory', { name: 'b0' });
+        if (mode === 'direct') {
+          await proc.wait();
+          proc = await startConsumer(k, mode, { path: disk });
+          await k.configfs.write(`${outer}/action/block_dev`, '0');
+        }
+        await initiator.wait(100);
+        await assertFilled(k, '/mnt/others', 134217728, '125');
+        await k.sh('rm /mnt/others');
+        if (mode === 'direct') {
+          await k.sh(
+            `timeout 60 iscsi-test-cu --dataloss --test=SCSI.Read10.Simple ${target.url}`,
+            {
+              timeoutSeconds: 70,
+            },
+          );
+        }
+        await target.remove();
+        await k.configfs.remove(outer);
+        await proc.wait();
+        await k.configfs.detachLoopback(tpg);
+        await k.configfs.remove(inner);
+        await below.wait();
+      }
     },
   },
   {
@@ -570,3 +763,15 @@ export const scenarios: readonly Scenario[] = [
     },
   },
 ];
+
+/**
+ * What to run: all, or those with one of the parts in their names. `faults`: the kernel can be made to fail. The
+ * whole suite takes too long for every day: only by its name.
+ */
+export function choose(parts: readonly string[], faults: boolean): Scenario[] {
+  const all = [...scenarios, ...(faults ? [faultInjection] : [])];
+  return [
+    ...all.filter(({ name }) => parts.length === 0 || parts.some((part) => name.includes(part))),
+    ...(parts.includes(wholeSuite.name) ? [wholeSuite] : []),
+  ];
+}

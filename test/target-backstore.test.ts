@@ -63,11 +63,11 @@ describe('createBackstore', () => {
     it('is set before enable, read back and counted', async () => {
       kernel.zeroCopy = true;
       const backstore = await createBackstore(
-        options({ zeroCopy: { windowMiB: 16, scrub: false, minBytes: 16384 } }),
+        options({ zeroCopy: { windowMiB: 16, scrub: false, minBytes: 8192 } }),
       );
       expect(await backstore.settings()).toMatchObject({
         commandTimeout: 0,
-        zeroCopy: { windowMiB: 16, scrub: false, minBytes: 16384 },
+        zeroCopy: { windowMiB: 16, scrub: false, minBytes: 8192 },
       });
       expect(await backstore.zeroCopyStatistics()).toEqual({
         commands: 7,
@@ -80,7 +80,7 @@ describe('createBackstore', () => {
       });
       await backstore.setZeroCopy({ scrub: true });
       expect(await backstore.settings()).toMatchObject({
-        zeroCopy: { scrub: true, minBytes: 16384 },
+        zeroCopy: { scrub: true, minBytes: 8192 },
       });
     });
 

@@ -54,7 +54,7 @@ const ZERO_COPY_ATTRIBUTES: Record<string, string> = {
   zero_copy: '0',
   zc_area_mb: '256',
   zc_scrub: '1',
-  zc_min_bytes: '8192',
+  zc_min_bytes: '0',
   zc_stats: 'cmds 7\ncopied 6\nnospace 5\nfaults 4\ndenied 3\nzaps 2\nscrubbed 1',
 };
 const GLOBAL_MAX_MB = 2048;

@@ -67,7 +67,7 @@ export interface ZeroCopyOptions {
   scrub?: boolean;
   /**
    * zc_min_bytes: shorter commands are copied. Default 64 KiB: here showing a command's pages costs two
-   * system calls, the kernel's patch does it for less and starts from two pages.
+   * system calls, a kernel's patch does it for less and starts from 0.
    */
   minBytes?: number;
 }

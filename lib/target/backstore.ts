@@ -110,7 +110,7 @@ export interface ZeroCopySettings {
    * trusted with the initiators' memory that fill every buffer they answer GOOD for (zc_scrub).
    */
   scrub?: boolean;
-  /** Shorter commands are copied, in bytes. Kernel's default 8192: a single page is copied (zc_min_bytes). */
+  /** Shorter commands are copied, in bytes. Kernel's default 0 (zc_min_bytes). */
   minBytes?: number;
   /** Do without where the kernel module has no zero copy, instead of failing. `'auto'` is this alone. */
   optional?: boolean;

@@ -29,6 +29,7 @@ const usage = `npm run conformance -- [options]
   --example <names>         comma-separated folders of examples/. Default file
   --configuration <names>   comma-separated: thin, 512e, thick, read-only, removable, 4k. Default: all
   --test <names>            suites or tests, such as Read10 or Inquiry.EVPD. Default: all
+  --repeat <n>              everything n times in one boot: a test fails that failed once. Default 1
   --short                   the shortened run of npm test: no peers, the suites that take least
   --no-peers                without tcmu-runner and the kernel's fileio
   --json <file>             write every result there
@@ -47,6 +48,7 @@ const { values } = parseArgs({
     example: { type: 'string', default: 'file' },
     configuration: { type: 'string' },
     test: { type: 'string' },
+    repeat: { type: 'string', default: '1' },
     short: { type: 'boolean', default: false },
     'no-peers': { type: 'boolean', default: false },
     json: { type: 'string' },
@@ -113,6 +115,14 @@ async function run(plan: Plan): Promise<LunResults[]> {
   }
 }
 
+function wholeNumber(option: string, text: string): number {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1) {
+    throw new Error(`${option} ${text}: a whole number above 0`);
+  }
+  return value;
+}
+
 async function main(): Promise<number> {
   if (values.help) {
     process.stdout.write(usage);
@@ -127,6 +137,7 @@ async function main(): Promise<number> {
     short: values.short,
     configurations: values.configuration?.split(','),
     tests: values.test?.split(','),
+    repeat: wholeNumber('--repeat', values.repeat),
   });
   const luns = await run(plan);
   const reports = new Map<string, SubjectReport>();

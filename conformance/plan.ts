@@ -155,6 +155,8 @@ export interface PlanOptions {
   readonly configurations?: readonly string[] | undefined;
   /** Only these suites or tests, whatever the configuration; default all that matter to it. */
   readonly tests?: readonly string[] | undefined;
+  /** How often everything is run, each time on a LUN of its own; default once. */
+  readonly repeat?: number | undefined;
 }
 
 export function makePlan(options: PlanOptions): Plan {
@@ -185,5 +187,6 @@ export function makePlan(options: PlanOptions): Plan {
       luns.push(lun);
     }
   }
-  return { luns, suiteSeconds: 120 };
+  const { repeat = 1 } = options;
+  return { luns: Array.from({ length: repeat }, () => luns).flat(), suiteSeconds: 120 };
 }

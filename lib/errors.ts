@@ -93,7 +93,8 @@ export class BufferError extends TcmuError {}
 /**
  * File I/O of the package's own methods failed.
  * Codes: `ERR_TCMU_IO`, `ERR_TCMU_IO_SHORT` (end of file where data was expected),
- * `ERR_TCMU_IO_NO_SPACE` (ENOSPC, EDQUOT), `ERR_TCMU_FILE_LOCKED`, `ERR_TCMU_FILE_CLOSED`.
+ * `ERR_TCMU_IO_NO_SPACE` (ENOSPC, EDQUOT), `ERR_TCMU_FILE_LOCKED`, `ERR_TCMU_FILE_CLOSED`,
+ * `ERR_TCMU_STATE` (a `StateFile` that is none).
  */
 export class FileError extends TcmuError {}
 

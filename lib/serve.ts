@@ -16,7 +16,8 @@ import type { CommandHandler } from './device/handler.js';
 import { openUio } from './device/ring-source.js';
 import { ArgumentError, TargetError } from './errors.js';
 import { BlockDevice, type BlockDeviceOptions } from './scsi/block-device.js';
-import { SINGLE_PORT_GROUP } from './scsi/port-groups.js';
+import { soon } from './scsi/nexuses.js';
+import { type PortGroup, SINGLE_PORT_GROUP } from './scsi/port-groups.js';
 import type { BlockStore } from './store/block-store.js';
 import {
   type Backstore,
@@ -251,15 +252,20 @@ export async function serve(store: BlockStore, options: ServeOptions): Promise<S
   // What a handler can know of initiators and ports is in configfs, beside the backstore.
   let backstore: Backstore | undefined;
   let device: Device | undefined;
+  let groups = SINGLE_PORT_GROUP.list() as readonly PortGroup[];
+  const portGroups = async (of: Backstore) => {
+    const told = portGroupsOf(of).then((now) => {
+      if (now.length > 0) groups = now;
+    });
+    // Attaching a disk holds configfs' locks while the kernel waits for the answers to its first commands:
+    // waiting for those locks here would be for ever. What was told last is told again then.
+    await soon(told.catch(() => {}));
+    return groups;
+  };
   const disk = new BlockDevice(store, {
     onStoreFailure: ({ error }) => device?.report(error),
-    nexuses: () => backstore && inTime(nexusesOf(backstore)),
-    portGroups: {
-      list: async () => {
-        const groups = (await (backstore && inTime(portGroupsOf(backstore)))) ?? [];
-        return groups.length > 0 ? groups : SINGLE_PORT_GROUP.list();
-      },
-    },
+    nexuses: () => backstore && nexusesOf(backstore),
+    portGroups: { list: async () => (backstore ? portGroups(backstore) : groups) },
     ...options.scsi,
     serial,
   });
@@ -275,30 +281,12 @@ export async function serve(store: BlockStore, options: ServeOptions): Promise<S
     const { size, blockSize = 512 } = store;
     return await run(opened, disk, { ...rest, size, blockSize, serial }, (...made) => {
       [backstore, device] = made;
+      // What there is before anything is attached is known when the first question comes.
+      return portGroups(backstore);
     });
   } catch (error) {
     await disk.close();
     throw error;
-  }
-}
-
-/** Milliseconds a command waits for what configfs says; then it goes on without. */
-const CONFIGFS_DEADLINE = 250;
-
-/**
- * An answer from configfs, or undefined when there is none soon. Attaching a disk holds configfs' locks
- * while the kernel waits for the answers to its first commands: waiting here for those locks would be for
- * ever.
- */
-async function inTime<T>(answer: Promise<T>): Promise<T | undefined> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<undefined>((resolve) => {
-    timer = setTimeout(resolve, CONFIGFS_DEADLINE, undefined);
-  });
-  try {
-    return await Promise.race([answer.catch(() => undefined), late]);
-  } finally {
-    clearTimeout(timer);
   }
 }
 
@@ -328,7 +316,7 @@ async function run(
   handler: CommandHandler<Command>,
   disk: BlockDevice | undefined,
   options: ServeHandlerOptions,
-  onMade: (backstore: Backstore, device: Device) => void = () => {},
+  onMade: (backstore: Backstore, device: Device) => unknown = () => {},
 ): Promise<Served> {
   const wanted = exportOptions(options.export);
   const existing = await find(options);
@@ -337,8 +325,8 @@ async function run(
       ? await create(handler, options)
       : await takeBack(existing, handler, options);
   const recovered = existing !== undefined;
-  onMade(backstore, device);
   try {
+    await onMade(backstore, device);
     const none: Exports = { loopback: [], iscsi: [], vhost: [] };
     const found = recovered ? await exportsOf(backstore) : none;
     const attached: Detachable[] = [...found.loopback, ...found.iscsi, ...found.vhost];

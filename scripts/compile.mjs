@@ -4,6 +4,7 @@
  */
 import { spawnSync } from 'node:child_process';
 import { createRequire } from 'node:module';
+import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -26,7 +27,8 @@ export function compileAddon({ out = join(root, 'build/addon'), machine, prefix 
     `-DCMAKE_JS_INC=${headers('node-api-headers', 'include')};${headers('node-addon-api', '.')}`,
     `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${library}`,
   ]);
-  run('cmake', ['--build', out, '--parallel']);
+  // Without a number make starts every compiler at once.
+  run('cmake', ['--build', out, '--parallel', `${availableParallelism()}`]);
   return join(library, 'tcmu.node');
 }
 

@@ -18,7 +18,7 @@ import { join } from 'node:path';
 import { projectRoot, setupOrExit } from './setup.mjs';
 
 const started = Date.now();
-setupOrExit([]);
+setupOrExit([], undefined, { demo: true });
 
 // After the setup: it is what builds these.
 const { Device } = await import('tcmu');

@@ -1,5 +1,5 @@
 /**
- * npm run record:fidelity: runs the sequences of test/fidelity on a real kernel (user-mode Linux) and writes
+ * npm run record:fidelity [-- --no-setup]: runs the sequences of test/fidelity on a real kernel (user-mode Linux) and writes
  * what came of them into test/fidelity/fixtures, which the unit tests compare the simulated kernel with.
  */
 import { spawn } from 'node:child_process';
@@ -7,7 +7,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { projectRoot, setupOrExit } from './setup.mjs';
 
-setupOrExit(['kernel']);
+if (!process.argv.includes('--no-setup')) setupOrExit(['kernel']);
 const fixtures = join(projectRoot, 'test/fidelity/fixtures');
 mkdirSync(fixtures, { recursive: true });
 // The scenario fails where the fixtures were not so yet: what it prints is what counts here.

@@ -36,13 +36,15 @@ class SetupError extends Error {}
 
 /**
  * @param {string[]} purposes
+ * @param {{ demo?: boolean }} options `demo`: of the build only what can be run, without types, the library and the
+ *   file example: a newcomer is waiting
  * @returns {{ missing: { name: string, for: string }[] }} packages that are still missing
  */
-export function setup(purposes) {
+export function setup(purposes, { demo = false } = {}) {
   checkNode();
   const missing = installPackages(['build', ...purposes]);
   installModules();
-  build(missing);
+  build(missing, demo);
   return { missing };
 }
 
@@ -126,22 +128,25 @@ function sourceHash() {
   return hash.digest('hex');
 }
 
-function build(missing) {
-  const stamp = join(projectRoot, 'build/setup-stamp');
+function build(missing, demo) {
+  const stamps = ['setup-stamp', 'demo-stamp'].map((name) => join(projectRoot, 'build', name));
   const hash = sourceHash();
   const built =
     existsSync(join(projectRoot, 'dist/index.js')) &&
-    existsSync(stamp) &&
-    readFileSync(stamp, 'utf8') === hash;
+    stamps
+      .slice(0, demo ? 2 : 1)
+      .some((stamp) => existsSync(stamp) && readFileSync(stamp, 'utf8') === hash);
   if (built) return;
   if (missing.some((entry) => entry.for === 'build')) {
     throw new SetupError('the build needs the packages named above');
   }
   // A build that fails half-way leaves neither the old result nor the new one.
-  rmSync(stamp, { force: true });
-  if (!run('npm', ['run', 'build'], 'npm run build')) {
+  for (const stamp of stamps) rmSync(stamp, { force: true });
+  const script = demo ? 'build:demo' : 'build';
+  if (!run('npm', ['run', script], `npm run ${script}`)) {
     throw new SetupError('the build failed (its output is above)');
   }
+  const stamp = stamps[demo ? 1 : 0];
   mkdirSync(dirname(stamp), { recursive: true });
   writeFileSync(stamp, hash);
 }
@@ -167,9 +172,9 @@ function run(command, args, what) {
 }
 
 /** As `setup`; when it fails, says why, and `lastWords`, and ends the process. */
-export function setupOrExit(purposes, lastWords) {
+export function setupOrExit(purposes, lastWords, options) {
   try {
-    return setup(purposes);
+    return setup(purposes, options);
   } catch (error) {
     if (!(error instanceof SetupError)) throw error;
     console.error(`setup: ${error.message}`);

@@ -403,7 +403,7 @@ describe('RECEIVE COPY RESULTS', () => {
 
   test('a result is kept for a nexus as long as there is one that may have asked', async () => {
     let nexuses = new Set(['first']);
-    const a = await unit(noise(MiB), { nexuses: () => nexuses });
+    const a = await unit(noise(MiB), { nexuses: () => ({ names: nexuses }) });
     const out = list1([e4(a.naa)], [segment({ to: 0, blocks: 1, source: 0, target: 1 })]);
     await copy(a, out);
     nexuses = new Set(['first', 'second']);

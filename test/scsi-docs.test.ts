@@ -19,6 +19,22 @@ RELEASE and PERSISTENT RESERVE IN and OUT itself.
 - **Needs**: the method of the store, or the option of the device, that makes the command available.
 - **Fields** in parentheses choose options that are not there: any bit set in them is INVALID FIELD IN CDB. Bits
   that no field names are ignored. NACA is refused everywhere.
+
+Options of the device that change what it answers (\`scsi\` of \`serve\`, or \`BlockDevice\`'s own):
+
+- \`longCommands\`: the 32-byte commands. They carry the reference tags of protection information, which this
+  device does not have, so initiators do without them; off by default, since libiscsi 1.19 copies the 32 bytes
+  of their usage maps into 16 when it lists what a device can do.
+- \`removable\`: a medium to lock and eject. A prevention of removal ends by PREVENT ALLOW, by a reset, or with the
+  nexuses there were when it began: an ejection waits until the kernel has told of them, at most 10 seconds, and
+  is refused when it does not.
+- \`modePageStorage\`: MODE SELECT can save. \`operationStorage\`: a FORMAT UNIT or SANITIZE that the end of the process
+  cuts short has failed at the next start. \`StateFile\` keeps both in a file.
+- \`copyGroup\`: EXTENDED COPY to other devices of the process. \`portGroups.set\`: SET TARGET PORT GROUPS.
+
+START STOP UNIT knows the power conditions active, idle_a to idle_c, standby_y and standby_z; a virtual disk is
+accessible in all of them and leaves idle and standby with the next command that needs the medium. Stopping
+writes the cache out, and keeps nobody from the medium.
 `;
 
 const hex = (value: number, digits = 2) =>

@@ -1,7 +1,7 @@
 /** FORMAT UNIT and SANITIZE: what the medium holds afterwards, what is told meanwhile, what failure does. */
 import { describe, expect, test } from 'vitest';
 import type { MaybePromise } from '../lib/device/data.js';
-import type { BlockDevice } from '../lib/scsi/index.js';
+import type { BlockDevice, StateStorage } from '../lib/scsi/index.js';
 import {
   type BlockStore,
   MemoryDataIn,
@@ -316,6 +316,100 @@ describe('SANITIZE', () => {
       await done;
       expect(again.outcome).toBe('GOOD');
       expect((await run(device, sanitize('exitFailure'))).outcome).toBe('GOOD');
+    }
+  });
+
+  test('the restricted way of failing is not left by the unrestricted one, nor by a format', async () => {
+    const store = new GatedStore(filled());
+    const device = await openDevice(store);
+    store.failure = new Error('no');
+    await run(device, sanitize('blockErase', 0, IMMED));
+    await store.releaseAll();
+    expect((await run(device, sanitize('blockErase', 0, IMMED | AUSE))).outcome).toBe('5/24/0');
+    expect((await run(device, format())).outcome).toBe('3/31/3');
+    expect((await run(device, CDB.testUnitReady())).outcome).toBe('3/31/3');
+  });
+});
+
+describe('a restart', () => {
+  /** Notes what is asked of it, beside the writes of the disk. */
+  class Storage implements StateStorage {
+    bytes: Uint8Array | undefined;
+    failure: Error | undefined;
+    readonly saved: string[] = [];
+    load = async () => this.bytes;
+    save = async (bytes: Uint8Array) => {
+      if (this.failure !== undefined) throw this.failure;
+      this.saved.push(Buffer.from(bytes).toString('hex'));
+      this.bytes = bytes.slice();
+    };
+  }
+
+  test.each([
+    ['format', cdb(0x04, 0x10, 0, 0, 0, 0), Uint8Array.of(0, 2, 0, 0), '3/31/0', '5/24/0'],
+    ['sanitize', sanitize('blockErase', 0, IMMED), undefined, '3/31/3', '5/24/0'],
+    [
+      'sanitize that may be left',
+      sanitize('blockErase', 0, IMMED | AUSE),
+      undefined,
+      '3/31/3',
+      'GOOD',
+    ],
+  ])('finds a %s that was cut short failed', async (name, bytes, out, failed, exit) => {
+    const operationStorage = new Storage();
+    const store = new GatedStore(filled());
+    const device = await openDevice(store, { operationStorage });
+    expect((await run(device, bytes, out && { out })).outcome).toBe('GOOD');
+    expect(operationStorage.saved).toHaveLength(1);
+    // The process ends here: nothing closes the device.
+    const again = await openDevice(filled(), { operationStorage });
+    expect((await run(again, CDB.read10(0, 1), { in: 512 })).outcome).toBe(failed);
+    const left = await run(again, sanitize('exitFailure'));
+    if (name === 'format') {
+      expect((await run(again, CDB.testUnitReady())).outcome).toBe(failed);
+      expect((await run(again, format())).outcome).toBe('GOOD');
+    } else {
+      expect(left.outcome).toBe(exit);
+      if (exit !== 'GOOD') expect((await run(again, sanitize('blockErase'))).outcome).toBe('GOOD');
+    }
+    expect((await run(again, CDB.read10(0, 1), { in: 512 })).outcome).toBe('GOOD');
+    const third = await openDevice(filled(), { operationStorage });
+    expect((await run(third, CDB.read10(0, 1), { in: 512 })).outcome).toBe('GOOD');
+  });
+
+  test('finds one that failed failed; one that ended is forgotten', async () => {
+    const operationStorage = new Storage();
+    const store = new GatedStore(filled());
+    const device = await openDevice(store, { operationStorage });
+    store.failure = new Error('no');
+    await run(device, sanitize('blockErase', 0, IMMED));
+    const closed = device.close();
+    await store.releaseAll();
+    await closed;
+    const again = await openDevice(filled(), { operationStorage });
+    expect((await run(again, CDB.testUnitReady())).outcome).toBe('3/31/3');
+    expect((await run(again, sanitize('blockErase'))).outcome).toBe('GOOD');
+    expect(operationStorage.saved.map((hex) => hex.length)).toEqual([4, 4, 0]);
+  });
+
+  test('nothing begins that could not be noted', async () => {
+    const operationStorage = new Storage();
+    const store = filled();
+    const device = await openDevice(store, { operationStorage });
+    operationStorage.failure = new Error('full');
+    const before = contents(store);
+    expect((await run(device, sanitize('blockErase', 0, IMMED))).outcome).toBe('4/44/0');
+    expectBytes(contents(store), before);
+    expect((await run(device, CDB.testUnitReady())).outcome).toBe('GOOD');
+  });
+
+  test('a damaged note is refused', async () => {
+    const operationStorage = new Storage();
+    for (const broken of [[1], [3, 0], [1, 2], [1, 0, 0]]) {
+      operationStorage.bytes = Uint8Array.from(broken);
+      await expect(openDevice(filled(), { operationStorage })).rejects.toThrow(
+        /state of the medium/,
+      );
     }
   });
 });

@@ -78,7 +78,7 @@ describe('standard INQUIRY data', () => {
 describe('VPD pages', () => {
   test('00h lists them all, in ascending order; each is there', async () => {
     const codes = [...(await page(0x00))];
-    expect(codes).toEqual([0x00, 0x80, 0x83, 0x86, 0x87, 0x8f, 0xb0, 0xb1, 0xb2]);
+    expect(codes).toEqual([0x00, 0x80, 0x83, 0x86, 0x87, 0x8a, 0x8f, 0xb0, 0xb1, 0xb2]);
     for (const code of codes) await page(code);
   });
 

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import type { ModePageStorage } from '../lib/scsi/index.js';
+import type { StateStorage } from '../lib/scsi/index.js';
 import { type BlockStore, MemoryStore, readOnly } from '../lib/store/index.js';
 import { asynchronous, CDB, cdb, openDevice, run } from './scsi-fake-command.js';
 
@@ -239,7 +239,7 @@ describe('saved mode pages', () => {
   const D_SENSE = [0x0a, 0x0a, 0x04, 0x10, 0, 0x40, 0, 0, 0, 0, 0, 0];
   const select = (options: number, length: number) => cdb(0x15, options, 0, 0, length, 0);
 
-  class Storage implements ModePageStorage {
+  class Storage implements StateStorage {
     bytes: Uint8Array | undefined;
     load = async () => this.bytes;
     save = async (bytes: Uint8Array) => {
@@ -291,7 +291,7 @@ describe('saved mode pages', () => {
 
   test('others hear of changed parameters where there is more than one nexus', async () => {
     let nexuses = new Set(['one']);
-    const device = await openDevice(memory(), { nexuses: async () => nexuses });
+    const device = await openDevice(memory(), { nexuses: async () => ({ names: nexuses }) });
     const list = control(D_SENSE);
     await run(device, select(0x10, list.length), { out: list });
     expect((await run(device, CDB.testUnitReady())).outcome).toBe('GOOD');

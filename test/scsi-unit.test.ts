@@ -1,5 +1,12 @@
-import { describe, expect, test } from 'vitest';
-import { decodeSense, sense } from '../lib/scsi/index.js';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import {
+  type AskNexuses,
+  type BlockDevice,
+  decodeSense,
+  type Nexuses,
+  type Sense,
+  sense,
+} from '../lib/scsi/index.js';
 import { MemoryStore } from '../lib/store/index.js';
 import { CDB, cdb, openDevice, run } from './scsi-fake-command.js';
 
@@ -63,6 +70,76 @@ describe('START STOP UNIT of a fixed disk', () => {
   });
 });
 
+describe('power conditions', () => {
+  const set = (condition: number, modifier = 0, options = 0) =>
+    cdb(0x1b, 0, 0, modifier, (condition << 4) | options, 0);
+  const reported = async (device: BlockDevice) => {
+    const { data } = await run(device, requestSense(), { in: 252 });
+    const { key, asc, ascq } = decodeSense(data) as Sense;
+    return `${key.toString(16)}/${asc.toString(16)}/${ascq.toString(16)}`;
+  };
+
+  test.each([
+    ['active', 0x1, 0, '0/0/0'],
+    ['idle_a', 0x2, 0, '0/5e/3'],
+    ['idle_b', 0x2, 1, '0/5e/6'],
+    ['idle_c', 0x2, 2, '0/5e/8'],
+    ['standby_z', 0x3, 0, '0/5e/4'],
+    ['standby_y', 0x3, 1, '0/5e/a'],
+    ['idle_a by force', 0xa, 0, '0/5e/3'],
+    ['standby_y by force', 0xb, 1, '0/5e/a'],
+  ])(
+    '%s is told by REQUEST SENSE, until the medium is needed',
+    async (_, condition, modifier, told) => {
+      const device = await openDevice(memory());
+      expect((await run(device, set(condition, modifier))).outcome).toBe('GOOD');
+      expect((await run(device, CDB.testUnitReady())).outcome).toBe('GOOD');
+      expect(await reported(device)).toBe(told);
+      expect((await run(device, CDB.read10(0, 1), { in: 512 })).outcome).toBe('GOOD');
+      expect(await reported(device)).toBe('0/0/0');
+    },
+  );
+
+  test('a start, and a reset, leave them; so does LU_CONTROL, since there are no timers', async () => {
+    const device = await openDevice(memory());
+    for (const leave of [
+      () => run(device, startStop(START)),
+      async () => device.taskManagement({ type: 'lun-reset', commands: [] }),
+      () => run(device, set(0x7)),
+    ]) {
+      await run(device, set(0x3));
+      expect(await reported(device)).toBe('0/5e/4');
+      await leave();
+      expect(await reported(device)).toBe('0/0/0');
+    }
+  });
+
+  test('standby writes the cache out, unless it is not to; idle does not', async () => {
+    const store = cached();
+    const device = await openDevice(store);
+    await run(device, set(0x2));
+    await run(device, set(0x3, 0, NO_FLUSH));
+    expect(store.flushes).toBe(0);
+    await run(device, set(0x3));
+    expect(store.flushes).toBe(1);
+  });
+
+  test('those that the standard does not have are refused', async () => {
+    const device = await openDevice(memory());
+    for (const [condition, modifier] of [
+      [0x4, 0],
+      [0x5, 0],
+      [0xf, 0],
+      [0x0, 1],
+      [0x1, 1],
+      [0x2, 3],
+      [0x3, 2],
+    ] as const) {
+      expect((await run(device, set(condition, modifier))).outcome).toBe('5/24/0');
+    }
+  });
+});
+
 describe('a removable disk', () => {
   test('can be ejected and loaded; reading needs the medium', async () => {
     const store = cached();
@@ -82,7 +159,7 @@ describe('a removable disk', () => {
 
   test('stays when LOEJ is not set, or a power condition is', async () => {
     const device = await openDevice(memory(), { removable: true });
-    for (const options of [0, START, NO_FLUSH, 0x10 | LOEJ, 0xf0 | LOEJ]) {
+    for (const options of [0, START, NO_FLUSH, 0x10 | LOEJ, 0x30 | LOEJ]) {
       expect((await run(device, startStop(options, 1))).outcome).toBe('GOOD');
       expect((await run(device, CDB.testUnitReady())).outcome).toBe('GOOD');
     }
@@ -105,28 +182,112 @@ describe('a removable disk', () => {
 });
 
 describe('PREVENT ALLOW MEDIUM REMOVAL and its nexus', () => {
-  const prevent = (value: number) => cdb(0x1e, 0, 0, 0, value, 0);
   const eject = cdb(0x1b, 0, 0, 0, 0x02, 0);
+  const PREVENTED = '5/53/2';
+  let now: Nexuses | undefined;
+  const open = (nexuses: AskNexuses) => openDevice(memory(), { removable: true, nexuses });
+  const connected = (...names: string[]) => ({ names: new Set(names) });
+  const partly = (...names: string[]) => ({ names: new Set(names), incomplete: true });
+
+  beforeEach(() => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
+  });
+  afterEach(() => {
+    vi.useRealTimers();
+  });
 
   test('prevention ends when none is left of the nexuses that may have asked for it', async () => {
-    let nexuses: Set<string> | undefined = new Set(['a', 'b']);
-    const device = await openDevice(memory(), { removable: true, nexuses: async () => nexuses });
+    now = connected('a', 'b');
+    const device = await open(async () => now);
     expect((await run(device, prevent(1))).outcome).toBe('GOOD');
-    nexuses = new Set(['b', 'c']);
-    expect((await run(device, eject)).outcome).toBe('5/53/2');
-    nexuses = undefined;
-    expect((await run(device, eject)).outcome).toBe('5/53/2');
-    nexuses = new Set(['c']);
+    now = connected('b', 'c');
+    expect((await run(device, eject)).outcome).toBe(PREVENTED);
+    now = undefined;
+    expect((await run(device, eject)).outcome).toBe(PREVENTED);
+    now = connected('c');
     expect((await run(device, eject)).outcome).toBe('GOOD');
     expect((await run(device, CDB.testUnitReady())).outcome).toBe('2/3a/0');
   });
 
-  test('stays when nobody knows the nexuses', async () => {
-    const device = await openDevice(memory(), { removable: true, nexuses: () => undefined });
+  test('stays when nobody knows the nexuses, or asking fails', async () => {
+    for (const ask of [() => undefined, () => Promise.reject(new Error('no configfs'))]) {
+      const device = await open(ask);
+      await run(device, prevent(1));
+      expect((await run(device, eject)).outcome).toBe(PREVENTED);
+      await run(device, prevent(0));
+      expect((await run(device, eject)).outcome).toBe('GOOD');
+    }
+  });
+
+  test('an answer that takes long is waited for: the look for PREVENT goes on behind it', async () => {
+    now = connected('a');
+    const slow = () => new Promise<Nexuses>((resolve) => setTimeout(resolve, 3000, now as Nexuses));
+    const device = await open(slow);
+    const prevented = run(device, prevent(1));
+    await vi.advanceTimersByTimeAsync(300);
+    expect((await prevented).outcome).toBe('GOOD');
+    const held = run(device, eject);
+    await vi.advanceTimersByTimeAsync(6000);
+    expect((await held).outcome).toBe(PREVENTED);
+    now = connected('b');
+    const ejected = run(device, eject);
+    await vi.advanceTimersByTimeAsync(3000);
+    expect((await ejected).outcome).toBe('GOOD');
+  });
+
+  test('without an answer the medium stays', async () => {
+    now = connected('a');
+    const device = await open(() => (now === undefined ? new Promise<never>(() => {}) : now));
     await run(device, prevent(1));
-    expect((await run(device, eject)).outcome).toBe('5/53/2');
-    await run(device, prevent(0));
+    now = undefined;
+    const held = run(device, eject);
+    await vi.advanceTimersByTimeAsync(10_000);
+    expect((await held).outcome).toBe(PREVENTED);
+  });
+
+  test('a session that the kernel is about to free is waited for', async () => {
+    now = connected('a 1');
+    const device = await open(async () => now);
+    await run(device, prevent(1));
+    now = partly('a 2');
+    const ejected = run(device, eject);
+    await vi.advanceTimersByTimeAsync(1000);
+    now = connected('a 2');
+    await vi.advanceTimersByTimeAsync(100);
+    expect((await ejected).outcome).toBe('GOOD');
+  });
+
+  test('prevention stays with a session that is hidden by another of its initiator', async () => {
+    now = connected('a 1');
+    const device = await open(async () => now);
+    await run(device, prevent(1));
+    now = partly('a 2');
+    const held = run(device, eject);
+    await vi.advanceTimersByTimeAsync(11_000);
+    expect((await held).outcome).toBe(PREVENTED);
+  });
+
+  test('prevented beside a session about to be freed, it ends with the others', async () => {
+    now = partly('a 2');
+    const device = await open(async () => now);
+    await run(device, prevent(1));
+    now = connected('a 2');
+    await vi.advanceTimersByTimeAsync(100);
+    expect((await run(device, eject)).outcome).toBe(PREVENTED);
+    now = connected('a 3');
     expect((await run(device, eject)).outcome).toBe('GOOD');
+  });
+
+  test('a PREVENT that comes while an ejection waits counts', async () => {
+    now = connected('a 1');
+    const device = await open(async () => now);
+    await run(device, prevent(1));
+    now = partly('b 1');
+    const held = run(device, eject);
+    now = connected('b 1');
+    await run(device, prevent(1));
+    await vi.advanceTimersByTimeAsync(1000);
+    expect((await held).outcome).toBe(PREVENTED);
   });
 });
 

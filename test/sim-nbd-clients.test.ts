@@ -106,6 +106,72 @@ describe.skipIf(!has('nbdcopy') || !has('nbdinfo'))('libnbd', () => {
   });
 });
 
+/** Debian's module is for Debian's Python: another one in front of it on the path does not have it. */
+const debianPath = { ...process.env, PATH: `/usr/bin:${process.env['PATH']}` };
+const hasShell =
+  has('nbdsh') && spawnSync('nbdsh', ['--version'], { env: debianPath }).status === 0;
+
+describe.skipIf(!hasShell)('nbdsh', () => {
+  async function shell(script: string): Promise<void> {
+    const file = join(directory, 'script.py');
+    writeFileSync(file, script);
+    const read = `exec(open(${JSON.stringify(file)}).read(), globals())`;
+    await run('nbdsh', ['--base-allocation', '-u', await serve(), '-c', read], {
+      env: debianPath,
+      timeout: 60_000,
+    });
+  }
+
+  test('flags, extents, one chunk, and many requests at once', async () => {
+    await shell(`
+page = 4096
+assert h.get_size() == 64 << 20
+assert all([h.can_fua(), h.can_trim(), h.can_zero(), h.can_fast_zero(), h.can_df(), h.can_cache()])
+h.pwrite(b"\x5a" * (1 << 20), 1 << 20, nbd.CMD_FLAG_FUA)
+assert h.pread(1 << 20, 1 << 20) == b"\x5a" * (1 << 20)
+h.zero(16 * page, 1 << 20, nbd.CMD_FLAG_NO_HOLE)
+assert h.pread(16 * page, 1 << 20) == bytes(16 * page)
+h.trim(32 * page, (1 << 20) + 16 * page)
+extents = []
+h.block_status(4 << 20, 0, lambda context, offset, entries, error: extents.extend(entries))
+assert sum(extents[0::2]) == 4 << 20, extents
+assert len(set(extents[1::2])) > 1, extents
+chunks = []
+h.pread_structured(2 << 20, 0, lambda data, at, status, error: chunks.append((at, len(data))), nbd.CMD_FLAG_DF)
+assert chunks == [(0, 2 << 20)], chunks
+h.cache(16 * page, 0)
+h.flush()
+buffers = [nbd.Buffer.from_bytearray(bytearray([i]) * page) for i in range(64)]
+cookies = [h.aio_pwrite(each, (8 << 20) + i * page) for i, each in enumerate(buffers)]
+while h.aio_in_flight(): h.poll(-1)
+assert all(h.aio_command_completed(each) for each in cookies)
+for i in range(64): assert h.pread(page, (8 << 20) + i * page) == bytes([i]) * page
+`);
+  });
+
+  test('what libnbd itself would not send is refused, and the talk goes on', async () => {
+    await shell(`
+import errno
+h.set_strict_mode(0)
+end = 64 << 20
+for what, expected in [
+    (lambda: h.pread(512, end), errno.EINVAL),
+    (lambda: h.pwrite(bytes(1024), end - 512), errno.ENOSPC),
+    (lambda: h.pread(511, 0), errno.EINVAL),
+    (lambda: h.trim(1024, end - 512), errno.ENOSPC),
+    (lambda: h.zero(1024, end - 512), errno.ENOSPC),
+]:
+    try:
+        what()
+    except nbd.Error as error:
+        assert error.errnum == expected, (error.errnum, expected)
+    else:
+        raise AssertionError("it was taken")
+assert h.pread(512, 0) == bytes(512)
+`);
+  });
+});
+
 describe.skipIf(!has('qemu-img') || !has('qemu-io'))('qemu', () => {
   test('qemu-img converts, compares and maps', async () => {
     const uri = await serve();

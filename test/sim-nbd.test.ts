@@ -494,6 +494,31 @@ describe('ends', () => {
     expect(disk.kernel.state()).toMatchObject({ idsInUse: 0, blocksInUse: 0, inFlight: 0 });
   });
 
+  test.each([
+    ['half a request', numbers([4, 0x25609513], [2, 0], [2, 0], [2, 0], [4, 0])],
+    [
+      'a write of 4 GiB',
+      numbers([4, 0x25609513], [2, 0], [2, 1], [8, 1], [8, 0], [4, 2 ** 32 - 512]),
+    ],
+    [
+      'zeroes for 4 GiB',
+      numbers([4, 0x25609513], [2, 0], [2, 6], [8, 1], [8, 0], [4, 2 ** 32 - 512]),
+    ],
+  ])('%s, and no more comes: the others are served', async (_, bytes) => {
+    const disk = await simulate(new MemoryStore({ size: MiB }));
+    ends.push(() => disk.close());
+    const server = await serve(disk);
+    const raw = wire(server);
+    await raw.start();
+    raw.send(bytes);
+    const other = await connect(server);
+    await other.write(0, pattern(512));
+    expect(await other.read(0, 512)).toEqual(pattern(512));
+    raw.socket.destroy();
+    await until(() => server.counts().connections === 1);
+    expect(disk.kernel.state()).toMatchObject({ idsInUse: 0, blocksInUse: 0, inFlight: 0 });
+  });
+
   test('a client that takes no replies is not read on', async () => {
     const disk = await simulate(new MemoryStore({ size: 64 * MiB }));
     ends.push(() => disk.close());

@@ -27,37 +27,64 @@ function show(path: string, text: string): void {
 }
 
 describe('nexusesOf', () => {
+  const none = { names: new Set(), incomplete: false };
+  const session = (id: number) => `InitiatorName: ${CLIENT}\nLIO Session ID: ${id}   ISID: 0x00`;
+  /** LIO counts the sessions of a target, those it does not show among them. */
+  const count = (sessions: number) =>
+    show(
+      kernel.host.target('iscsi', IQN, 'fabric_statistics/iscsi_instance/sessions'),
+      `${sessions}`,
+    );
+
   it('knows none while nothing is exported', async () => {
-    expect(await nexusesOf(backstore)).toEqual(new Set());
+    expect(await nexusesOf(backstore)).toEqual(none);
   });
 
   it('names an iSCSI session by its number, so that it has another name when it comes again', async () => {
     const { target } = await attachIscsi(backstore, { iqn: IQN, initiators: [{ name: CLIENT }] });
     const info = join(target.path, 'acls', CLIENT, 'info');
     show(info, `No active iSCSI Session for Initiator Endpoint: ${CLIENT}`);
-    expect(await nexusesOf(backstore)).toEqual(new Set());
-    const session = (id: number) => `InitiatorName: ${CLIENT}\nLIO Session ID: ${id}   ISID: 0x00`;
+    expect(await nexusesOf(backstore)).toEqual(none);
     show(info, session(7));
     const first = await nexusesOf(backstore);
-    expect(first.size).toBe(1);
+    expect(first.names.size).toBe(1);
     show(info, session(8));
     const second = await nexusesOf(backstore);
-    expect(second.size).toBe(1);
+    expect(second.names.size).toBe(1);
     expect(second).not.toEqual(first);
+  });
+
+  it('tells when there are more sessions than the access list shows', async () => {
+    const { target } = await attachIscsi(backstore, { iqn: IQN, initiators: [{ name: CLIENT }] });
+    show(join(target.path, 'acls', CLIENT, 'info'), session(8));
+    count(2);
+    expect(await nexusesOf(backstore)).toMatchObject({ incomplete: true });
+    count(1);
+    expect(await nexusesOf(backstore)).toMatchObject({ incomplete: false });
+  });
+
+  it('counts the sessions of all portal groups of the target, and names those of its own', async () => {
+    await attachIscsi(backstore, { iqn: IQN, anyone: {} });
+    const other = kernel.host.target('iscsi', IQN, 'tpgt_2');
+    show(join(other, 'dynamic_sessions'), `${CLIENT}\0`);
+    count(1);
+    expect(await nexusesOf(backstore)).toEqual(none);
+    count(2);
+    expect(await nexusesOf(backstore)).toMatchObject({ incomplete: true });
   });
 
   it('names an initiator without an entry of its own, and a loopback nexus', async () => {
     const { target } = await attachIscsi(backstore, { iqn: IQN, anyone: {} });
     show(join(target.path, 'dynamic_sessions'), `${CLIENT}\0\n${CLIENT}2\0`);
-    expect((await nexusesOf(backstore)).size).toBe(2);
+    expect((await nexusesOf(backstore)).names.size).toBe(2);
     await attachLoopback(backstore);
-    expect((await nexusesOf(backstore)).size).toBe(3);
+    expect((await nexusesOf(backstore)).names.size).toBe(3);
   });
 
   it('leaves other backstores out', async () => {
     const other = await createBackstore({ name: 'disk1', size: 1 << 20, host: kernel.host });
     await attachLoopback(other);
-    expect(await nexusesOf(backstore)).toEqual(new Set());
+    expect(await nexusesOf(backstore)).toEqual(none);
   });
 });
 

@@ -1,7 +1,6 @@
 #include "uio.h"
 
 #include <fcntl.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -70,8 +69,10 @@ Uio::Handle Uio::open(int memoryFd) {
 void Uio::notify() {
   events_++;
   if (eventWrite_ < 0) return;
-  int waiting = 0;
-  if (ioctl(eventWrite_, FIONREAD, &waiting) == 0 && waiting > 0) return;
+  // One read takes all events: a count that nobody has read yet gives way to this one.
+  int32_t unread;
+  while (read(eventRead_, &unread, sizeof unread) > 0) {
+  }
   while (write(eventWrite_, &events_, sizeof events_) < 0 && errno == EINTR) {
   }
 }

@@ -18,12 +18,13 @@ import { readU16 } from './bytes.js';
 import { type CdbField, CommandEntry } from './command-spec.js';
 import { blockCommands } from './commands/index.js';
 import { registerUnit, unregisterUnit } from './copy/copy-manager.js';
-import { MediumOperation } from './hindrance.js';
+import { decodeOperation, MediumOperation } from './hindrance.js';
 import { Identity, type IdentityOptions } from './identity.js';
 import { LogicalUnit } from './logical-unit.js';
-import type { ModePageStorage } from './mode-pages.js';
+import type { AskNexuses } from './nexuses.js';
 import { type PortGroups, SINGLE_PORT_GROUP } from './port-groups.js';
 import { type SenseError, sense, toSense } from './sense.js';
+import type { StateStorage } from './state-storage.js';
 
 /** How the device presents itself. */
 export interface BlockDeviceOptions extends IdentityOptions {
@@ -53,19 +54,25 @@ export interface BlockDeviceOptions extends IdentityOptions {
    */
   copyGroup?: string | undefined;
   /** Where mode pages saved by MODE SELECT are kept. Default: nowhere, and saving is refused. */
-  modePageStorage?: ModePageStorage | undefined;
+  modePageStorage?: StateStorage | undefined;
+  /**
+   * Where it is kept that a FORMAT UNIT or SANITIZE has begun and not succeeded. With it, one that the end of
+   * the process cuts short has failed at the next start, and the medium is not accessible until it is
+   * formatted or sanitized (SBC-4). Default: nowhere, and a restart makes accessible what is left then.
+   */
+  operationStorage?: StateStorage | undefined;
   /**
    * The target port groups that REPORT TARGET PORT GROUPS tells of. Default: one group, 0, with relative
    * target port 1, active and optimized.
    */
   portGroups?: PortGroups | undefined;
   /**
-   * Names of the I_T nexuses (iSCSI sessions, say) there are now, any names that differ between nexuses and
-   * change when one is lost and comes again; undefined when they can't be told. TCMU does not say which one
-   * sent a command, so they serve only to end a PREVENT ALLOW MEDIUM REMOVAL whose nexus is gone, and to tell others
-   * of changed mode parameters.
+   * Asks for the I_T nexuses (iSCSI sessions, say) there are now; undefined when they can't be told. TCMU
+   * does not say which one sent a command, so they serve only to end a PREVENT ALLOW MEDIUM REMOVAL whose nexus is
+   * gone (an ejection waits for the answer, up to 10 s, and is refused without one), to tell others of changed
+   * mode parameters, and to forget results of copies nobody can ask for any more.
    */
-  nexuses?: (() => MaybePromise<ReadonlySet<string> | undefined>) | undefined;
+  nexuses?: AskNexuses | undefined;
   /** Told of every failure of the store; must not throw. They are on the diagnostics channel too. */
   onStoreFailure?: ((failure: StoreFailure) => void) | undefined;
 }
@@ -113,6 +120,7 @@ export class BlockDevice implements CommandHandler {
       longCommands: options.longCommands ?? false,
       copyGroup: options.copyGroup,
       modePageStorage: options.modePageStorage,
+      operationStorage: options.operationStorage,
       portGroups: options.portGroups ?? SINGLE_PORT_GROUP,
       nexuses: options.nexuses,
     });
@@ -138,13 +146,17 @@ export class BlockDevice implements CommandHandler {
         });
       try {
         unit.open(blockCommands);
-        const loaded = chain(unit.options.modePageStorage?.load(), (pages) => {
-          if (pages !== undefined) unit.modePages.load(pages);
-          unit.cacheModeChanged();
-          this.#open = true;
-          registerUnit(unit);
-          if (this.#powerOnAttention) unit.raiseAttention(sense.powerOnOccurred());
-        });
+        const { modePageStorage, operationStorage } = unit.options;
+        const loaded = chain(modePageStorage?.load(), (pages) =>
+          chain(operationStorage?.load(), (operation) => {
+            if (pages !== undefined) unit.modePages.load(pages);
+            if (operation !== undefined) unit.hindrance = decodeOperation(operation);
+            unit.cacheModeChanged();
+            this.#open = true;
+            registerUnit(unit);
+            if (this.#powerOnAttention) unit.raiseAttention(sense.powerOnOccurred());
+          }),
+        );
         return isPromise(loaded) ? (loaded as Promise<void>).catch(fail) : loaded;
       } catch (error) {
         return fail(error);
@@ -190,7 +202,8 @@ export class BlockDevice implements CommandHandler {
       const unit = this.#unit;
       unit.modePages.reset();
       unit.cacheModeChanged();
-      unit.removalPrevented = false;
+      unit.removal.allow();
+      unit.power = undefined;
     }
   }
 
@@ -226,6 +239,8 @@ export class BlockDevice implements CommandHandler {
     const refusal = unit.hindrance?.refusal(entry);
     if (refusal !== undefined) throw refusal;
     if (entry.medium !== 'none') {
+      // TEST UNIT READY leaves the power condition as it is (SPC-5, power conditions).
+      if (unit.power !== undefined && entry.spec.opcode !== 0x00) unit.power = undefined;
       if (unit.ejected) throw sense.mediumNotPresent();
       if (entry.medium === 'write' && unit.writeProtected) {
         throw unit.store.readOnly ? sense.writeProtected() : sense.softwareWriteProtected();

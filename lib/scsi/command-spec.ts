@@ -66,8 +66,8 @@ export interface CommandSpec {
   readonly ignoresAttention?: boolean;
   /** Runs also while a FORMAT UNIT or SANITIZE is under way (SBC-4 names those commands). */
   readonly whileHindered?: boolean;
-  /** Runs also after a FORMAT UNIT or SANITIZE failed, since it can end that state. */
-  readonly mendsMedium?: boolean;
+  /** Ends the state that a failed FORMAT UNIT leaves; with `sanitize` also that of a failed SANITIZE. */
+  readonly mendsMedium?: 'format' | 'sanitize';
   /** Whether this device has the command; default yes. */
   readonly available?: (unit: LogicalUnit) => boolean;
   /** For people: the option, or method of the store, that makes it available. */
@@ -89,7 +89,7 @@ export class CommandEntry {
   readonly medium: CommandSpec['medium'];
   readonly ignoresAttention: boolean;
   readonly whileHindered: boolean;
-  readonly mendsMedium: boolean;
+  readonly mendsMedium: CommandSpec['mendsMedium'];
   /** CDB USAGE DATA: the bits that this device evaluates. */
   readonly usage: Uint8Array;
   /** Fields that must be zero: the checks of the decoder. */
@@ -107,7 +107,7 @@ export class CommandEntry {
     this.medium = spec.medium;
     this.ignoresAttention = spec.ignoresAttention ?? false;
     this.whileHindered = spec.whileHindered ?? false;
-    this.mendsMedium = spec.mendsMedium ?? false;
+    this.mendsMedium = spec.mendsMedium;
     // SAM-5, CONTROL byte: a device server without ACA refuses NACA, bit 2 of CONTROL.
     const naca = refused('NACA', spec.opcode === 0x7f ? 1 : spec.length - 1, 2);
     this.refusals = [...spec.fields.filter((field) => field.refused), naca];

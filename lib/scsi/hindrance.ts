@@ -8,6 +8,7 @@
  * early. It never completes a command.
  */
 import type { MaybePromise } from '../device/data.js';
+import { ArgumentError } from '../errors.js';
 import { chain, eachPiece } from '../store/maybe.js';
 import type { CommandEntry } from './command-spec.js';
 import { type SenseError, sense } from './sense.js';
@@ -20,11 +21,33 @@ export interface Hindrance {
   readonly report: SenseError;
 }
 
+export type OperationKind = 'format' | 'sanitize';
+
+/** What a `StateStorage` keeps of an operation, from before it begins until it has succeeded. */
+export function encodeOperation(kind: OperationKind, mayExit: boolean): Uint8Array {
+  return Uint8Array.of(kind === 'format' ? 1 : 2, mayExit ? 1 : 0);
+}
+
+/**
+ * The state that an operation which never ended leaves.
+ * @throws ArgumentError when the bytes are none of `encodeOperation`'s.
+ */
+export function decodeOperation(bytes: Uint8Array): FailedOperation | undefined {
+  if (bytes.length === 0) return undefined;
+  const [kind, mayExit] = bytes;
+  if (bytes.length !== 2 || (kind !== 1 && kind !== 2) || (mayExit !== 0 && mayExit !== 1)) {
+    throw new ArgumentError(
+      'saved state of the medium: it is no state of a format or sanitize operation; remove it if the contents of the medium are known to be good',
+    );
+  }
+  return new FailedOperation(kind === 1 ? 'format' : 'sanitize', mayExit === 1);
+}
+
 /** Bytes between two looks at the rest of the world. */
 const PIECE = 32 * 1024 * 1024;
 
 export class MediumOperation implements Hindrance {
-  readonly kind: 'format' | 'sanitize';
+  readonly kind: OperationKind;
   readonly #total: number;
   #done = 0;
   #stopped = false;
@@ -33,7 +56,7 @@ export class MediumOperation implements Hindrance {
   finished: MaybePromise<void> = undefined;
 
   /** @param total bytes that all passes together go over. */
-  constructor(kind: 'format' | 'sanitize', total: number) {
+  constructor(kind: OperationKind, total: number) {
     this.kind = kind;
     this.#total = total;
   }
@@ -84,20 +107,23 @@ export class MediumOperation implements Hindrance {
   }
 }
 
-/** After an operation that failed: the contents of the medium are undefined. */
+/** After an operation that failed, or that the process did not live to end: the contents are undefined. */
 export class FailedOperation implements Hindrance {
-  readonly kind: 'format' | 'sanitize';
+  readonly kind: OperationKind;
   /** AUSE of the SANITIZE: EXIT FAILURE MODE may end this state. */
   readonly mayExit: boolean;
 
-  constructor(kind: 'format' | 'sanitize', mayExit: boolean) {
+  constructor(kind: OperationKind, mayExit: boolean) {
     this.kind = kind;
     this.mayExit = mayExit;
   }
 
   /** Only trying again, and what does not need the medium. */
   refusal(entry: CommandEntry): SenseError | undefined {
-    return entry.medium === 'none' || entry.mendsMedium ? undefined : this.report;
+    const mends =
+      entry.mendsMedium === 'sanitize' ||
+      (entry.mendsMedium === 'format' && this.kind === 'format');
+    return entry.medium === 'none' || mends ? undefined : this.report;
   }
 
   get report(): SenseError {

@@ -4,7 +4,7 @@
  */
 export { BlockDevice, type BlockDeviceOptions, type StoreFailure } from './block-device.js';
 export type { IdentityOptions } from './identity.js';
-export type { ModePageStorage } from './mode-pages.js';
+export type { AskNexuses, Nexuses } from './nexuses.js';
 export type { AccessState, PortGroup, PortGroupChange, PortGroups } from './port-groups.js';
 export {
   decodeSense,
@@ -19,3 +19,4 @@ export {
   sense,
   toSense,
 } from './sense.js';
+export type { StateStorage } from './state-storage.js';

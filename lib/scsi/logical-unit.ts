@@ -18,10 +18,12 @@ import { type CommandSpec, CommandTable } from './command-spec.js';
 import { CopyManager } from './copy/copy-manager.js';
 import type { Hindrance } from './hindrance.js';
 import type { Identity } from './identity.js';
-import { type ModePageStorage, ModePages } from './mode-pages.js';
+import { ModePages } from './mode-pages.js';
+import { type AskNexuses, RemovalPrevention } from './nexuses.js';
 import type { PortGroups } from './port-groups.js';
-import { type SenseError, sense } from './sense.js';
+import { type Sense, type SenseError, sense } from './sense.js';
 import { SpaceWatch } from './space-watch.js';
+import type { StateStorage } from './state-storage.js';
 
 /**
  * What a store is told of the command that a request belongs to; makes the signal only when asked.
@@ -66,10 +68,11 @@ export interface UnitOptions {
   readonly maxTransferLength: number;
   readonly longCommands: boolean;
   readonly copyGroup: string | undefined;
-  readonly modePageStorage: ModePageStorage | undefined;
+  readonly modePageStorage: StateStorage | undefined;
+  readonly operationStorage: StateStorage | undefined;
   readonly portGroups: PortGroups;
-  /** Names of the I_T nexuses there are now; undefined when nobody knows. */
-  readonly nexuses: (() => MaybePromise<ReadonlySet<string> | undefined>) | undefined;
+  /** The I_T nexuses there are now. */
+  readonly nexuses: AskNexuses | undefined;
 }
 
 /** Counters of the General Statistics and Performance log page: indexes into `LogicalUnit.counters`. */
@@ -85,6 +88,7 @@ export class LogicalUnit {
   readonly options: UnitOptions;
   readonly copies: CopyManager;
   readonly space: SpaceWatch;
+  readonly removal: RemovalPrevention;
   /** See `Counter`. */
   readonly counters = new Float64Array(4);
   /** Start and stop cycles: how often the medium was loaded. */
@@ -112,10 +116,8 @@ export class LogicalUnit {
   ejected = false;
   /** What refuses commands now: an operation on the whole medium, or that one failed. */
   hindrance: Hindrance | undefined;
-  /** PREVENT ALLOW MEDIUM REMOVAL. */
-  removalPrevented = false;
-  /** The nexuses there were when removal was prevented, as far as is known. */
-  preventers: ReadonlySet<string> | undefined;
+  /** What REQUEST SENSE tells of the power condition; undefined for the active one. */
+  power: Sense | undefined;
   /**
    * Unit attentions not yet reported, oldest first. There is one queue for all nexuses: TCMU does
    * not tell handlers which initiator sent a command.
@@ -129,6 +131,7 @@ export class LogicalUnit {
     this.options = options;
     this.copies = new CopyManager(this);
     this.space = new SpaceWatch(this);
+    this.removal = new RemovalPrevention(options.nexuses);
   }
 
   /**

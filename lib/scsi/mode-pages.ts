@@ -4,16 +4,7 @@
  * values, or without a storage for them to the defaults, at a reset. Pages are shared by all initiators
  * (mode page policy `shared`).
  */
-import type { MaybePromise } from '../device/data.js';
 import { ArgumentError } from '../errors.js';
-
-/** Keeps saved mode pages over restarts. The bytes are opaque. */
-export interface ModePageStorage {
-  /** What was saved last; undefined when nothing was. */
-  load(): MaybePromise<Uint8Array | undefined>;
-  /** Must be durable when it settles. */
-  save(pages: Uint8Array): MaybePromise<unknown>;
-}
 
 /** One page, its header included. */
 export interface ModePage {
@@ -166,13 +157,13 @@ export class ModePages {
     this.thresholdsEnabled = this.thresholds().some((bytes) => ((bytes[0] as number) & 0x80) !== 0);
   }
 
-  /** All current values, for a `ModePageStorage`. */
+  /** All current values, for a `StateStorage`. */
   encode(): Uint8Array {
     return Buffer.concat(this.pages.map(({ current }) => current));
   }
 
   /**
-   * Takes what a `ModePageStorage` kept. A page that this device no longer has is passed over.
+   * Takes what a `StateStorage` kept. A page that this device no longer has is passed over.
    * @throws ArgumentError when the bytes are no mode pages, or say what can't be.
    */
   load(bytes: Uint8Array): void {

@@ -66,7 +66,7 @@ TEST(wakeUpDoorbellAndCompletion) {
   std::vector<uint8_t> in(512);
   submit(device, collector, 1, in);
   submit(device, collector, 2, in);
-  CHECK_EQ(handler.wait(), 1);  // two events, one wake-up
+  CHECK_EQ(handler.wait(), 2);  // two events, one wake-up
   CHECK_EQ(handler.wait(0), -1);
   handler.complete(handler.command()->id);
   handler.complete(handler.command()->id);

@@ -48,7 +48,7 @@ if [ $# -gt 0 ]; then
   run address,undefined "$@"
 else
   run address,undefined kernel_test device_test load_test zero_copy_test nbd_test
-  run thread device_test load_test
+  run thread device_test load_test nbd_test
 fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -21,6 +21,9 @@ The disk
   --read-only              refuse writes; several read-only servers may share a file
   --thick                  unmap nothing: space that was taken stays taken
   --bandwidth <size>       read and write at most so much a second: 50M
+  --state <file>           what the disk remembers over restarts: mode pages that initiators save, a format or
+                           sanitize operation that has not ended. Default for a file: <path>.state, there
+                           only while there is something to keep; for a block device: none
   --removable              a medium that initiators may lock and eject
   --no-write-cache         answer each write when it is durable, not when the kernel has it
   --direct                 O_DIRECT: past this machine's page cache
@@ -92,6 +95,7 @@ export interface Options {
   thick: boolean;
   bandwidth: number | undefined;
   removable: boolean;
+  state: string | undefined;
   writeCache: boolean;
   direct: boolean;
   io: 'auto' | 'inline' | 'pool';
@@ -130,6 +134,7 @@ function read(args: readonly string[]) {
         thick: FLAG,
         bandwidth: TEXT,
         removable: FLAG,
+        state: TEXT,
         'no-write-cache': FLAG,
         direct: FLAG,
         io: TEXT,
@@ -186,6 +191,7 @@ export function parseOptions(
     thick: values.thick,
     bandwidth: sizeOf('bandwidth', values.bandwidth),
     removable: values.removable,
+    state: values.state,
     writeCache: !values['no-write-cache'],
     direct: values.direct,
     io: choice('io', values.io ?? 'auto', ['auto', 'inline', 'pool']),

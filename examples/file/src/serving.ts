@@ -2,8 +2,16 @@
  * From a store to a disk that somebody can use: either the whole way (backstore, export, recovery) by
  * `serve`, or on a uio device that another process made, with no privilege but access to it.
  */
-import { type BlockStore, Device, openUio, type ServeOptions, serve, TcmuError } from 'tcmu';
-import { BlockDevice } from 'tcmu/scsi';
+import {
+  type BlockStore,
+  Device,
+  openUio,
+  type ServeOptions,
+  StateFile,
+  serve,
+  TcmuError,
+} from 'tcmu';
+import { BlockDevice, type BlockDeviceOptions } from 'tcmu/scsi';
 import { rateLimit } from 'tcmu/store';
 import { followSize, openBackstore } from 'tcmu/target';
 import type { FileStore } from './file-store.js';
@@ -51,6 +59,7 @@ async function serveAnew(
     scsi: {
       product: 'File',
       removable: options.removable,
+      ...memoryOf(store, options),
       ...(serial === undefined ? {} : { serial }),
     },
     ...(maxSectors === undefined ? {} : { maxSectors }),
@@ -83,6 +92,20 @@ async function serveAnew(
   };
 }
 
+/** Where the disk keeps what it remembers over restarts. A read-only server only looks. */
+export function memoryOf(
+  store: Pick<FileStore, 'path' | 'kind' | 'readOnly'>,
+  options: Pick<Options, 'state'>,
+): Pick<BlockDeviceOptions, 'modePageStorage' | 'operationStorage'> {
+  const path = options.state ?? (store.kind === 'file' ? `${store.path}.state` : undefined);
+  if (path === undefined) return {};
+  const file = new StateFile(path, { readOnly: store.readOnly });
+  return {
+    operationStorage: file.storage('operation'),
+    ...(store.readOnly ? {} : { modePageStorage: file.storage('modePages') }),
+  };
+}
+
 function limited(store: FileStore, { bandwidth }: Options): BlockStore {
   return bandwidth === undefined ? store : rateLimit(store, { bytesPerSecond: bandwidth });
 }
@@ -109,6 +132,7 @@ async function serveExisting(store: FileStore, options: Options, uio: string): P
     const disk = new BlockDevice(limited(store, options), {
       product: 'File',
       removable: options.removable,
+      ...memoryOf(store, options),
       serial: options.serial ?? (await serialOf(name)),
     });
     const { concurrency } = options;

@@ -13,6 +13,7 @@ import {
   IDENTIFICATION,
 } from '../copy/parameter-list.js';
 import type { LogicalUnit } from '../logical-unit.js';
+import { askNexuses, soon } from '../nexuses.js';
 import { sense } from '../sense.js';
 import { parameterList, respond } from './respond.js';
 
@@ -21,7 +22,9 @@ function extendedCopy(unit: LogicalUnit, command: ScsiCommand, form: 1 | 4): May
   if (length === 0) return;
   const list = parameterList(command, Math.min(length, 0x1_0000));
   const request = decodeCopyRequest(list, form);
-  return chain(unit.options.nexuses?.(), (nexuses) => run(unit, command, request, form, nexuses));
+  return chain(soon(askNexuses(unit.options.nexuses)), (nexuses) =>
+    run(unit, command, request, form, nexuses?.incomplete ? undefined : nexuses?.names),
+  );
 }
 
 function run(

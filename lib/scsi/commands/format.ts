@@ -3,17 +3,18 @@
  * and by the sense data of what they refuse meanwhile.
  *
  * Neither is undone by a reset or by the abort of its command; both end with the process, in which case the
- * contents of the medium are undefined. What they wrote is durable when they have ended.
+ * contents of the medium are undefined: they have failed at the next start where an `operationStorage` keeps
+ * that they had begun. What they wrote is durable when they have ended.
  */
 import type { MaybePromise } from '../../device/data.js';
 import type { ScsiCommand } from '../../device/handler.js';
 import type { RequestContext } from '../../store/block-store.js';
 import { unmap, writeSame, writeZeroes } from '../../store/emulate.js';
-import { chain } from '../../store/maybe.js';
+import { chain, isPromise } from '../../store/maybe.js';
 import { isZero } from '../../store/memory-data.js';
 import { readU16, readU32 } from '../bytes.js';
 import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
-import { FailedOperation, MediumOperation } from '../hindrance.js';
+import { encodeOperation, FailedOperation, MediumOperation } from '../hindrance.js';
 import type { LogicalUnit } from '../logical-unit.js';
 import { sense } from '../sense.js';
 import { parameterList } from './respond.js';
@@ -38,6 +39,7 @@ function start(
   passes: readonly Pass[],
 ): MaybePromise<unknown> {
   const size = unit.blocks * unit.blockSize;
+  const before = unit.hindrance;
   const operation = new MediumOperation(kind, size * passes.length);
   const request = new OperationRequest(operation);
   unit.hindrance = operation;
@@ -53,23 +55,44 @@ function start(
     unit.hindrance = new FailedOperation(kind, options.mayExit);
     throw error;
   };
-  let result: MaybePromise<void>;
+  const storage = unit.options.operationStorage;
+  const begin = (): MaybePromise<unknown> => {
+    let result: MaybePromise<void>;
+    try {
+      // Writes that are under way end first.
+      result = chain(
+        unit.apart(0, size, true, () => runPass(0)),
+        () =>
+          chain(storage?.save(NOTHING), () => {
+            unit.hindrance = undefined;
+          }),
+      );
+    } catch (error) {
+      return failed(error);
+    }
+    if (!isPromise(result)) return;
+    const ended = (result as Promise<void>).catch(failed);
+    operation.finished = ended.catch(() => {});
+    return options.immediate ? undefined : answered(command, ended);
+  };
+  // Nothing is touched, and nobody is told of a beginning, before a restart would know of it.
+  const unbegun = (error: unknown): never => {
+    unit.hindrance = before;
+    throw error;
+  };
+  let noted: MaybePromise<unknown>;
   try {
-    // Writes that are under way end first.
-    result = chain(
-      unit.apart(0, size, true, () => runPass(0)),
-      () => {
-        unit.hindrance = undefined;
-      },
-    );
+    noted = storage?.save(encodeOperation(kind, options.mayExit));
   } catch (error) {
-    return failed(error);
+    return unbegun(error);
   }
-  if (result === undefined) return;
-  const ended = result.catch(failed);
-  operation.finished = ended.catch(() => {});
-  if (options.immediate) return;
-  // The operation goes on when its command is aborted; the command must not wait for it.
+  return isPromise(noted) ? Promise.resolve(noted).then(begin, unbegun) : begin();
+}
+
+const NOTHING = new Uint8Array(0);
+
+/** The end of an operation, or of its command: an operation goes on when its command is aborted. */
+function answered(command: ScsiCommand, ended: Promise<void>): Promise<void> {
   const { signal } = command;
   return new Promise((resolve, reject) => {
     const aborted = () => reject(sense.abortedCommand());
@@ -141,15 +164,24 @@ function sanitize(
         : [refused('PARAMETER LIST LENGTH', 7, 7, 0), refused('PARAMETER LIST LENGTH', 8, 7, 0)]),
     ],
     medium: 'write',
-    mendsMedium: true,
+    mendsMedium: 'sanitize',
     timeout: 24 * 3600,
     ...more,
   };
 }
 
-function sanitizeOptions(command: ScsiCommand): { immediate: boolean; mayExit: boolean } {
+function sanitizeOptions(
+  { hindrance }: LogicalUnit,
+  command: ScsiCommand,
+): { immediate: boolean; mayExit: boolean } {
   const options = command.cdb[1] as number;
-  return { immediate: (options & 0x80) !== 0, mayExit: (options & 0x20) !== 0 };
+  const mayExit = (options & 0x20) !== 0;
+  // SBC-4, completing a sanitize operation: one that failed in the restricted completion mode (AUSE zero) is
+  // not left by way of the unrestricted one.
+  if (mayExit && hindrance instanceof FailedOperation && hindrance.kind === 'sanitize') {
+    if (!hindrance.mayExit) throw sense.invalidFieldInCdb({ byte: 1, bit: 5 });
+  }
+  return { immediate: (options & 0x80) !== 0, mayExit };
 }
 
 /** The passes of SANITIZE's OVERWRITE, from its parameter list. */
@@ -189,7 +221,7 @@ export const formatCommands: readonly CommandSpec[] = [
       bits('FFMT', 4, 1, 0),
     ],
     medium: 'write',
-    mendsMedium: true,
+    mendsMedium: 'format',
     timeout: 24 * 3600,
     /** Every block reads as zeros, or as the pattern, afterwards; a fast format is the same. */
     run(unit, command) {
@@ -211,13 +243,19 @@ export const formatCommands: readonly CommandSpec[] = [
   sanitize('OVERWRITE', 0x01, {
     listed: true,
     run: (unit, command) =>
-      start(unit, command, 'sanitize', sanitizeOptions(command), overwritePasses(unit, command)),
+      start(
+        unit,
+        command,
+        'sanitize',
+        sanitizeOptions(unit, command),
+        overwritePasses(unit, command),
+      ),
   }),
   sanitize('BLOCK ERASE', 0x02, {
     available: (unit) => unit.thin,
     needs: 'unmap',
     run: (unit, command) =>
-      start(unit, command, 'sanitize', sanitizeOptions(command), [
+      start(unit, command, 'sanitize', sanitizeOptions(unit, command), [
         (position, length, request) => unmap(unit.store, position, length, request),
       ]),
   }),
@@ -225,7 +263,7 @@ export const formatCommands: readonly CommandSpec[] = [
     available: (unit) => unit.store.cryptoErase !== undefined,
     needs: 'cryptoErase',
     run: (unit, command) =>
-      start(unit, command, 'sanitize', sanitizeOptions(command), [
+      start(unit, command, 'sanitize', sanitizeOptions(unit, command), [
         (position, _length, request) =>
           position === 0 ? unit.store.cryptoErase?.(request) : undefined,
       ]),
@@ -235,7 +273,9 @@ export const formatCommands: readonly CommandSpec[] = [
       const { hindrance } = unit;
       if (!(hindrance instanceof FailedOperation) || hindrance.kind !== 'sanitize') return;
       if (!hindrance.mayExit) throw sense.invalidFieldInCdb({ byte: 1, bit: 4 });
-      unit.hindrance = undefined;
+      return chain(unit.options.operationStorage?.save(NOTHING), () => {
+        unit.hindrance = undefined;
+      });
     },
   }),
 ];

@@ -5,6 +5,7 @@ import { readU16, writeAscii, writeU16, writeU32, writeU64 } from '../bytes.js';
 import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
 import { BLOCK_TO_BLOCK, COPY_LIMITS, IDENTIFICATION, OWN_UNIT } from '../copy/parameter-list.js';
 import type { LogicalUnit } from '../logical-unit.js';
+import { powerConditions } from '../power.js';
 import { sense } from '../sense.js';
 import { respond } from './respond.js';
 
@@ -176,6 +177,7 @@ const VPD_PAGES: readonly {
   { code: 0x83, contents: deviceIdentification },
   { code: 0x86, contents: extendedInquiry },
   { code: 0x87, contents: modePagePolicy },
+  { code: 0x8a, contents: powerConditions },
   { code: 0x8f, contents: thirdPartyCopy },
   { code: 0xb0, contents: blockLimits },
   { code: 0xb1, contents: blockDeviceCharacteristics },

@@ -15,6 +15,7 @@ import {
 import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
 import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
 import { type ModePage, ModePageCode } from '../mode-pages.js';
+import { askNexuses, soon } from '../nexuses.js';
 import { sense } from '../sense.js';
 import { parameterList, respond } from './respond.js';
 
@@ -124,10 +125,13 @@ function saved(unit: LogicalUnit, save: boolean): MaybePromise<unknown> {
  * command is not known; with more than one there is, the next that comes gets it.
  */
 function tellOthers(unit: LogicalUnit, changed: boolean): MaybePromise<unknown> {
-  if (!changed || unit.options.nexuses === undefined) return;
-  return chain(unit.options.nexuses(), (nexuses) => {
-    if ((nexuses?.size ?? 0) > 1) unit.raiseAttention(sense.modeParametersChanged());
+  if (!changed) return;
+  const told = chain(askNexuses(unit.options.nexuses), (nexuses) => {
+    if (nexuses !== undefined && (nexuses.incomplete === true || nexuses.names.size > 1)) {
+      unit.raiseAttention(sense.modeParametersChanged());
+    }
   });
+  return soon(told);
 }
 
 function checkDescriptor(

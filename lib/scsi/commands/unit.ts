@@ -1,26 +1,11 @@
 /** Commands about the logical unit as such: readiness, start and stop, sense, reported LUNs. */
-import type { MaybePromise } from '../../device/data.js';
 import { chain } from '../../store/maybe.js';
 import { readU32, writeU32 } from '../bytes.js';
 import { bits, bytes, type CommandSpec } from '../command-spec.js';
-import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
+import { StoreRequest } from '../logical-unit.js';
+import { needsFlush, powerReport, START_VALID } from '../power.js';
 import { encodeSense, SenseKey, sense } from '../sense.js';
 import { respond } from './respond.js';
-
-/**
- * Whether the medium may not be moved. SPC-5, PREVENT ALLOW MEDIUM REMOVAL: prevention ends with the nexus
- * that asked for it, which here means when none is left of those there were then.
- */
-function removalPrevented(unit: LogicalUnit): MaybePromise<boolean> {
-  const { preventers } = unit;
-  if (!unit.removalPrevented || preventers === undefined) return unit.removalPrevented;
-  return chain(unit.options.nexuses?.(), (nexuses) => {
-    if (nexuses !== undefined && ![...preventers].some((nexus) => nexuses.has(nexus))) {
-      unit.removalPrevented = false;
-    }
-    return unit.removalPrevented;
-  });
-}
 
 export const unitCommands: readonly CommandSpec[] = [
   {
@@ -44,9 +29,11 @@ export const unitCommands: readonly CommandSpec[] = [
     run(unit, command) {
       const { cdb } = command;
       // SPC-5, REQUEST SENSE: a pending unit attention is reported here, as parameter data with
-      // GOOD status; then what keeps the medium from being used, with its progress.
+      // GOOD status; then what keeps the medium from being used, with its progress; then the power
+      // condition.
       const pending = unit.attentions.shift() ??
-        unit.hindrance?.report ?? { key: SenseKey.NO_SENSE, asc: 0, ascq: 0 };
+        unit.hindrance?.report ??
+        unit.power ?? { key: SenseKey.NO_SENSE, asc: 0, ascq: 0 };
       const format = (cdb[1] as number) & 0x01 ? 'descriptor' : 'fixed';
       respond(command, encodeSense(pending, format), cdb[4] as number);
     },
@@ -67,13 +54,23 @@ export const unitCommands: readonly CommandSpec[] = [
     medium: 'none',
     timeout: 60,
     /**
-     * A virtual disk has no spindle: stopping writes the cache out and changes nothing else; only a
-     * removable medium can leave. IMMED is answered when the work is done.
+     * A virtual disk has no spindle: stopping, or standing by, writes the cache out and keeps nobody from the
+     * medium; only a removable one can leave. IMMED is answered when the work is done.
      */
     run(unit, command) {
-      const options = command.cdb[4] as number;
-      const moves = unit.removable && (options & 0xf2) === 0x02;
-      return chain(moves ? removalPrevented(unit) : false, (prevented) => {
+      const { cdb } = command;
+      const options = cdb[4] as number;
+      const condition = options >>> 4;
+      const power = powerReport(condition, (cdb[3] as number) & 0x0f);
+      if (condition !== START_VALID) {
+        const flush = needsFlush(condition) && (options & 0x04) === 0 && !unit.writeProtected;
+        return chain(flush ? unit.flush(new StoreRequest(command)) : undefined, () => {
+          unit.power = power;
+        });
+      }
+      unit.power = undefined;
+      const moves = unit.removable && (options & 0x02) !== 0;
+      return chain(moves && unit.removal.holds(), (prevented) => {
         // The medium is locked where it is, in or out.
         if (prevented) throw sense.mediumRemovalPrevented();
         if ((options & 0x01) !== 0) {
@@ -101,11 +98,8 @@ export const unitCommands: readonly CommandSpec[] = [
     available: (unit) => unit.removable,
     needs: 'removable',
     run(unit, command) {
-      const prevent = ((command.cdb[4] as number) & 0x01) !== 0;
-      return chain(prevent ? unit.options.nexuses?.() : undefined, (nexuses) => {
-        unit.removalPrevented = prevent;
-        unit.preventers = nexuses;
-      });
+      if (((command.cdb[4] as number) & 0x01) !== 0) return unit.removal.prevent();
+      unit.removal.allow();
     },
   },
   {

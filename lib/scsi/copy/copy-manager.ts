@@ -14,6 +14,7 @@ import { unmap, writeZeroes } from '../../store/emulate.js';
 import { chain, eachPiece, settled } from '../../store/maybe.js';
 import { MemoryDataIn, MemoryDataOut } from '../../store/memory-data.js';
 import type { LogicalUnit } from '../logical-unit.js';
+import { askNexuses, soon } from '../nexuses.js';
 import { type SenseError, sense, toSense } from '../sense.js';
 import {
   COPY_LIMITS,
@@ -112,10 +113,11 @@ export class CopyManager {
   forgetLost(): MaybePromise<void> {
     const kept = this.#operations.filter(({ nexuses }) => nexuses !== undefined);
     if (kept.length === 0) return;
-    return chain(this.#unit.options.nexuses?.(), (now) => {
-      if (now === undefined) return;
+    return chain(soon(askNexuses(this.#unit.options.nexuses)), (now) => {
+      if (now === undefined || now.incomplete) return;
       for (const operation of kept) {
-        if (![...(operation.nexuses ?? [])].some((nexus) => now.has(nexus))) this.forget(operation);
+        if (![...(operation.nexuses ?? [])].some((nexus) => now.names.has(nexus)))
+          this.forget(operation);
       }
     });
   }

@@ -103,7 +103,7 @@ export interface OpenOptions {
   segmentLimit?: number | undefined;
   /** Uploads of segments at a time, 1 to 16. Default 8. */
   uploads?: number | undefined;
-  /** Milliseconds after which what is written goes to the bucket without a flush. Default 2000. */
+  /** Milliseconds after which, twice that at most, what is written goes to the bucket without a flush. Default 2000. */
   writeBackMs?: number | undefined;
   /** Milliseconds between looks for another writer (or, following, for news). Default 2000; 0: never. */
   watchMs?: number | undefined;
@@ -193,7 +193,6 @@ export class S3Disk implements BlockStore {
   #reloading: Promise<void> | undefined;
   #logBytes = 0;
   #closed = false;
-  #lastWrite = 0;
   #counts = {
     reads: 0,
     writes: 0,
@@ -257,7 +256,10 @@ export class S3Disk implements BlockStore {
       codec,
       prefix,
       disk,
-      cache: new FrameCache(readOnly ? cacheSize : cacheSize / 2),
+      // Of what was written lately as much is kept as is there, up to half; the rest is for what was read.
+      cache: new FrameCache(cacheSize, () =>
+        self === undefined ? 0 : (self.#log?.residentBytes ?? 0),
+      ),
       fileCache,
       payload: (slot) => (self === undefined ? undefined : self.#log?.payload(slot)),
       readAhead: options.readAhead ?? true,
@@ -404,7 +406,7 @@ export class S3Disk implements BlockStore {
       await clock.sleep(pace, signal);
       if (signal.aborted) return;
       const now = clock.now();
-      if (now - this.#lastWrite >= writeBackMs) this.#log?.writeBack();
+      this.#log?.writeBack(now - writeBackMs);
       if (watchMs === 0 || now - looked < watchMs) continue;
       looked = now;
       try {
@@ -419,6 +421,7 @@ export class S3Disk implements BlockStore {
   #durable(facts: SegmentFacts): void {
     this.#image.segments.set(facts.header.number, facts);
     this.#logBytes += facts.header.length;
+    this.#cache.trim();
     this.#journal?.durable(facts.header.number);
     this.#state.slot = facts.header.next;
     if (!this.#logFull(1) || this.#checkpointing !== undefined) return;
@@ -571,7 +574,6 @@ export class S3Disk implements BlockStore {
     const { slot, offset } = log.append(block, data);
     this.#image.index.put(block, data.length / this.blockSize, slot, offset);
     this.#journal?.noteData(slot, position, data);
-    this.#lastWrite = this.#requests.clock.now();
   }
 
   #zero(log: LogWriter, position: number, length: number): void {
@@ -580,7 +582,6 @@ export class S3Disk implements BlockStore {
     const slot = log.zero(block, blocks);
     this.#image.zero(block, blocks, slot);
     this.#journal?.noteZero(slot, position, length);
-    this.#lastWrite = this.#requests.clock.now();
   }
 
   flush(): Promise<void> {

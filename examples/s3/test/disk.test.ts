@@ -16,6 +16,7 @@ import {
   MiB,
   open,
   PREFIX,
+  quickClock,
   readAll,
   request,
   requestsOf,
@@ -272,6 +273,51 @@ describe('a disk', () => {
     const again = await open(bucket.connect());
     expect((await readAll(again, 0, 4096))[0]).toBe(1);
     await again.close();
+  });
+
+  it('sends it also when there is always something new', async () => {
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    let time = 0;
+    const clock = { ...quickClock, now: () => time };
+    const options = { writeBackMs: 2000, clock, dirtyLimit: 16 * MiB, segmentSize: 8 * MiB };
+    const disk = await open(bucket.connect(), options);
+    const sent = () => bucket.keys('disks/d0/s/').length;
+    const before = sent();
+    // One block a second, in the time of the disk; its own looks come as often as they like.
+    await expect
+      .poll(
+        async () => {
+          time += 1000;
+          await write(disk, 0, Buffer.alloc(4096, 1));
+          return sent();
+        },
+        { interval: 5 },
+      )
+      .toBeGreaterThan(before + 2);
+    await disk.close();
+  });
+
+  it('shares its memory between what was read and what was written', async () => {
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const cacheSize = 256 * KiB;
+    const options = { cacheSize, logLimit: 8 * MiB };
+    const disk = await open(bucket.connect(), options);
+    for (let at = 0; at < MiB; at += 32 * KiB) await write(disk, at, Buffer.alloc(32 * KiB, 1));
+    await disk.flush();
+    const { logBytesInMemory } = disk.statistics();
+    expect(logBytesInMemory).toBeGreaterThan(cacheSize / 4);
+    await disk.checkpoint();
+    await readAll(disk);
+    // Nothing written is needed any more: all of it is for reading, and stays until something is written.
+    expect(disk.statistics().cacheBytes).toBe(cacheSize);
+    for (let at = 0; at < MiB; at += 32 * KiB) {
+      await write(disk, at, Buffer.alloc(32 * KiB, 2), true);
+      const { cacheBytes, logBytesInMemory, dirtyBytes } = disk.statistics();
+      expect(cacheBytes + logBytesInMemory - dirtyBytes).toBeLessThanOrEqual(cacheSize);
+    }
+    await disk.close();
   });
 
   it('reads ahead for sequential readers, a chunk a request', async () => {

@@ -1,16 +1,20 @@
 /**
  * Frames in memory, least recently used first out. Keys are numbers: a chunk's frame by its place on the
- * disk, a segment's by its slot (negative). Whoever replaces a chunk drops its frames.
+ * disk, a segment's by its slot (negative). Whoever replaces a chunk drops its frames. What else takes of the same
+ * memory is asked for, and makes way for nothing here.
  */
 export class FrameCache {
   readonly #frames = new Map<number, Buffer>();
   #bytes = 0;
   readonly #limit: number;
+  readonly #taken: () => number;
   hits = 0;
   misses = 0;
 
-  constructor(limit: number) {
+  /** @param limit bytes, of which `taken` are in other use at the moment */
+  constructor(limit: number, taken = (): number => 0) {
     this.#limit = limit;
+    this.#taken = taken;
   }
 
   get bytes(): number {
@@ -40,8 +44,14 @@ export class FrameCache {
     const own = frame.buffer.byteLength > frame.length + 4096 ? Buffer.from(frame) : frame;
     this.#frames.set(key, own);
     this.#bytes += own.length;
+    this.trim();
+  }
+
+  /** Down to what is left of the limit. */
+  trim(): void {
+    const limit = this.#limit - this.#taken();
     for (const [old, { length }] of this.#frames) {
-      if (this.#bytes <= this.#limit) break;
+      if (this.#bytes <= limit) break;
       this.#frames.delete(old);
       this.#bytes -= length;
     }

@@ -79,6 +79,8 @@ export class LogWriter {
   readonly #options: LogWriterOptions;
   readonly #events: LogWriterEvents;
   #open: OpenSegment;
+  /** When the first change came into it. */
+  #openSince = 0;
   #staging: Buffer;
   #spare: Buffer | undefined;
   /** Sealed, not started. */
@@ -191,6 +193,7 @@ export class LogWriter {
   /** At most a segment's worth. @returns where it is in which segment */
   append(block: number, data: DataOut | Uint8Array): { slot: number; offset: number } {
     if (!this.#open.fits(data.length)) this.#seal();
+    if (this.#open.empty) this.#openSince = this.#requests.clock.now();
     const before = this.#open.cost;
     const offset = this.#open.append(block, data);
     this.#dirty += this.#open.cost - before;
@@ -220,6 +223,7 @@ export class LogWriter {
   }
 
   #note(type: Exclude<RecordType, 1>, block: number, blocks = 0): void {
+    if (this.#open.empty) this.#openSince = this.#requests.clock.now();
     const before = this.#open.cost;
     this.#open.note(type, block, blocks);
     this.#dirty += this.#open.cost - before;
@@ -302,9 +306,9 @@ export class LogWriter {
     throw fenced(key, header.epoch, this.#options.epoch);
   }
 
-  /** Sends on its way what is in the open segment, without waiting. */
-  writeBack(): void {
-    if (this.#failure === undefined) this.#seal();
+  /** Sends on its way what is in the open segment, without waiting, if the first of it came by `since`. */
+  writeBack(since: number): void {
+    if (this.#failure === undefined && this.#openSince <= since) this.#seal();
   }
 
   #wait(slot: number, patience: number): Promise<void> {

@@ -189,7 +189,7 @@ describe('a disk', () => {
     expect(bucket.keys(`${PREFIX}/c/`)).toEqual([]);
     expect(bucket.keys(`${PREFIX}/l/`)).toEqual([]);
     await disk.close();
-  });
+  }, 120_000);
 
   it('writes little for little: one small object a flush, however random the writes', async () => {
     const bucket = new MemoryBucket();

@@ -74,6 +74,9 @@ export function loadAddon(contract: number): NativeAddon {
     [
       `tcmu: no native addon for ${process.platform}-${process.arch}, Node ${process.version}. Tried:`,
       ...failures.map((failure) => `  - ${failure.message.split('\n')[0]}`),
+      ...(isMusl()
+        ? ['The binaries of the package are for glibc (Debian, Fedora …), this is musl (Alpine).']
+        : []),
       'Compile it with cmake and a C++20 compiler: npx tcmu compile',
     ].join('\n'),
     { operation: 'load addon', path: root, cause: new AggregateError(failures) },

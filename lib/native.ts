@@ -91,6 +91,8 @@ export interface NativeRing {
    * In a table, since arguments of a native call cost more than the call.
    */
   readonly transfer: Float64Array;
+  /** Terms and counters of the express lane; its words are in device/express-lane.ts. */
+  readonly express: Float64Array;
   /**
    * Scatter-gather read of `[offset, offset + length)` of a slot's memory from a file. The result is the
    * bytes read (>= 0; the rest is zeroed) when it could be done at once under `mode`, else -id: queued,
@@ -112,6 +114,8 @@ export interface NativeRing {
   stats(): {
     /** Times that the kernel woke us. */
     wakeups: number;
+    /** Commands carried out on the express lane, without JavaScript. */
+    express: number;
     /** Calls into JavaScript with new commands. */
     batches: number;
     /** Commands fetched. */
@@ -258,7 +262,7 @@ export interface NativeAddon {
   contract: number;
 }
 
-export const CONTRACT = 3;
+export const CONTRACT = 4;
 export const EVENT_TMR = -1;
 export const EVENT_RESET = -2;
 export const CDB_STRIDE = 32;

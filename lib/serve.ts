@@ -61,7 +61,7 @@ interface Detachable {
  */
 export interface ServeOptions
   extends Omit<BackstoreOptions, 'size' | 'blockSize' | 'config' | 'serial'>,
-    Pick<DeviceOptions, 'concurrency'> {
+    Pick<DeviceOptions, 'concurrency' | 'express'> {
   /** `'loopback'` makes it a disk of this machine, `/dev/sdX`. Default `'none'`: attach it yourself. */
   export?: 'none' | 'loopback' | 'vhost' | ExportOptions;
   /** First part of the backstore's configuration string: the kind of handler. Default `tcmu`. */
@@ -275,6 +275,7 @@ export async function serve(store: BlockStore, options: ServeOptions): Promise<S
     handle: (command) => disk.handle(command),
     taskManagement: (tmr) => disk.taskManagement(tmr),
     close: () => disk.close(),
+    express: (lane) => disk.express(lane),
   };
   try {
     const { scsi: _, ...rest } = options;
@@ -420,8 +421,12 @@ function open(
     freeKeptBuffer: (id: number) =>
       host.write(`${backstore.path}/action/free_kept_buf`, String(id)),
   };
-  const { concurrency } = options;
-  return Device.open(source, { handler, ...(concurrency === undefined ? {} : { concurrency }) });
+  const { concurrency, express = true } = options;
+  return Device.open(source, {
+    handler,
+    express,
+    ...(concurrency === undefined ? {} : { concurrency }),
+  });
 }
 
 /** Undoes after `error`, which stays the error that is told; what can't be undone is added to it. */

@@ -48,6 +48,24 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
     kTransferWords,
   };
 
+  // Words of the `express` table: the terms on which plain reads and writes are carried out here. Whole
+  // numbers up to 2^53; a lane with no blocks is closed.
+  enum ExpressWord {
+    kExpressFd,
+    kExpressBlockBytes,
+    kExpressReadBlocks,
+    kExpressWriteBlocks,
+    kExpressMostBytes,
+    kExpressReadMode,
+    kExpressWriteMode,
+    // Counted here.
+    kExpressReads,
+    kExpressWrites,
+    kExpressBlocksWritten,
+    kExpressBlocksRead,
+    kExpressWords,
+  };
+
   // Completions between two flushes, at most.
   static constexpr uint32_t kCompletionRecords = 4096;
 
@@ -80,6 +98,10 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   void checkOpen() const;
 
   void ready(bool readable) override;
+  // Carries out what the express lane takes of the events fetched. How many are left for JavaScript.
+  uint32_t takeExpress(uint32_t count);
+  enum class Carried { Yes, No, MustWait };
+  Carried carryOut(uint32_t slot);
   bool drainEvent();
   void failPoisoned();
   void reportLost(int error, const char* doing);
@@ -116,6 +138,7 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   uint32_t completion_room_ = 0;
   uint32_t* completions_ = nullptr;
   double* transfer_ = nullptr;
+  double* express_ = nullptr;
   uint8_t* sense_ = nullptr;
 
   bool started_ = false;
@@ -125,7 +148,7 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   uint32_t retained_ = 0;
   std::vector<uint32_t> escaped_slots_;
   RingStats final_stats_;
-  uint64_t wakeups_ = 0, batches_ = 0, doorbells_ = 0;
+  uint64_t wakeups_ = 0, batches_ = 0, doorbells_ = 0, carried_ = 0;
 };
 
 }  // namespace tcmu

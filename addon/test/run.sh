@@ -10,7 +10,7 @@ out=${1:-$addon/../build/addon-test}
 mkdir -p "$out" || exit 1
 cd "$addon" || exit 1
 
-core="ring/ring.cc memory/guard.cc memory/mapping.cc memory/mapping_watch.cc memory/segments.cc io/operation.cc io/file_facts.cc"
+core="ring/ring.cc ring/express.cc memory/guard.cc memory/mapping.cc memory/mapping_watch.cc memory/segments.cc io/operation.cc io/file_facts.cc"
 flags="-std=c++20 -O1 -g -Wall -Wextra -Wno-missing-field-initializers -fno-omit-frame-pointer
   -fsanitize=address,undefined -fno-sanitize-recover=all"
 passed=0

@@ -24,6 +24,7 @@ import { CDB_STRIDE, EVENT_RESET, EVENT_TMR, type NativeRing, native } from '../
 import { toSense } from '../scsi/sense.js';
 import { Command } from './command.js';
 import { commandEnd, commandStart, deviceError, handlerError } from './diagnostics.js';
+import { ExpressLane } from './express-lane.js';
 import { type CommandHandler, Status, type TaskManagement } from './handler.js';
 import type { RingSource } from './ring-source.js';
 
@@ -40,6 +41,11 @@ export interface DeviceOptions {
    * is aborted. Default: what the source says (attrib/cmd_time_out); 0: never.
    */
   commandTimeout?: number;
+  /**
+   * Whether plain reads and writes may pass by the handler where its store allows that (`BlockStore.linear`).
+   * They are no part of the diagnostics channels then. Default true.
+   */
+  express?: boolean;
 }
 
 /** How a device stops being served, for `Device.close`. */
@@ -173,6 +179,7 @@ export class Device extends EventEmitter<DeviceEvents> {
       device.ring.close();
       throw error;
     }
+    if (options.express !== false) options.handler?.express?.(new ExpressLane(device.ring));
     device.ring.start();
     device.emit('open');
     return device;

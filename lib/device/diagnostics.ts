@@ -1,6 +1,7 @@
 /**
  * Tracing through node:diagnostics_channel: nothing is built unless somebody listens. The package
- * logs nothing by itself.
+ * logs nothing by itself. Whoever wants to see every command subscribes before the device is opened, or opens
+ * it with `express: false`: plain reads and writes may pass by handlers and channels otherwise.
  *
  * | channel | message |
  * | --- | --- |

@@ -3,6 +3,7 @@
  * published to the kernel only after the handler has settled and every pin on its memory is gone.
  */
 import type { DataIn, DataOut, MaybePromise } from './data.js';
+import type { ExpressLane } from './express-lane.js';
 
 /** SAM-5 5.3.1 status codes. */
 export const Status = {
@@ -81,6 +82,8 @@ export interface CommandHandler<C extends ScsiCommand = ScsiCommand> {
   open?(): MaybePromise<void>;
   /** Called once after the last command has been completed. */
   close?(): MaybePromise<void>;
+  /** Called once between `open` and the first command, unless the device was opened without a lane. @internal */
+  express?(lane: ExpressLane): void;
   /** Task management that the kernel passed on (needs attrib/tmr_notification=1). */
   taskManagement?(tmr: TaskManagement<C>): void;
 }

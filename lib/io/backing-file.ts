@@ -13,6 +13,7 @@ import type { MaybePromise } from '../device/data.js';
 import { ArgumentError, errnoOf, FileError } from '../errors.js';
 import { IO_INLINE, IO_NOWAIT, type NativeFileFacts, native } from '../native.js';
 import { fileError, io, queued, wrapFileError } from './io-queue.js';
+import type { LinearFile } from './linear-file.js';
 
 /** How a backing file is opened, for `BackingFile.open`. */
 export interface BackingFileOptions {
@@ -68,6 +69,8 @@ export class BackingFile {
   readonly readMode: number;
   /** How writes are tried. @internal */
   readonly writeMode: number;
+  /** What passes by stores to this file; taken back before the descriptor goes. @internal */
+  readonly linear = new Set<LinearFile>();
   readonly #handle: FileHandle;
   #closed = false;
   #running = 0;
@@ -119,6 +122,10 @@ export class BackingFile {
       await handle.close();
       throw error;
     }
+  }
+
+  get closed(): boolean {
+    return this.#closed;
   }
 
   /** The descriptor, valid until `close`. @throws FileError `ERR_TCMU_FILE_CLOSED` */
@@ -342,6 +349,7 @@ export class BackingFile {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    for (const linear of this.linear) linear.allow(0, 0);
     if (this.#running > 0) {
       await new Promise<void>((resolve) => {
         this.#idle = resolve;

@@ -10,6 +10,7 @@
  */
 import { channel } from 'node:diagnostics_channel';
 import type { MaybePromise } from '../device/data.js';
+import type { ExpressLane } from '../device/express-lane.js';
 import type { CommandHandler, ScsiCommand, TaskManagement } from '../device/handler.js';
 import { ArgumentError } from '../errors.js';
 import type { BlockStore } from '../store/block-store.js';
@@ -18,6 +19,7 @@ import { readU16 } from './bytes.js';
 import { type CdbField, CommandEntry } from './command-spec.js';
 import { blockCommands } from './commands/index.js';
 import { registerUnit, unregisterUnit } from './copy/copy-manager.js';
+import { Express } from './express.js';
 import { decodeOperation, MediumOperation } from './hindrance.js';
 import { Identity, type IdentityOptions } from './identity.js';
 import { LogicalUnit } from './logical-unit.js';
@@ -169,6 +171,7 @@ export class BlockDevice implements CommandHandler {
     if (!this.#open) return;
     this.#open = false;
     const unit = this.#unit;
+    unit.express?.detach();
     unregisterUnit(unit);
     const operation = unit.hindrance instanceof MediumOperation ? unit.hindrance : undefined;
     operation?.stop();
@@ -193,6 +196,15 @@ export class BlockDevice implements CommandHandler {
     this.#unit.raiseAttention(sense.asymmetricAccessStateChanged());
   }
 
+  /** @internal */
+  express(lane: ExpressLane): void {
+    const unit = this.#unit;
+    if (unit.store.linear === undefined) return;
+    lane.counters.set(unit.counters);
+    unit.counters = lane.counters;
+    unit.express = new Express(unit, lane);
+  }
+
   /**
    * A logical unit or target reset puts the mode parameters back; LIO raises the unit attention
    * itself.
@@ -200,6 +212,7 @@ export class BlockDevice implements CommandHandler {
   taskManagement(tmr: TaskManagement): void {
     if (/reset/.test(tmr.type)) {
       const unit = this.#unit;
+      unit.express?.close();
       unit.modePages.reset();
       unit.cacheModeChanged();
       unit.removal.allow();
@@ -211,19 +224,31 @@ export class BlockDevice implements CommandHandler {
    * Carries one command out and completes it. Never throws for what a command or store does wrong.
    */
   handle(command: ScsiCommand): MaybePromise<void> {
+    const { express } = this.#unit;
     let answer: MaybePromise<unknown>;
     let entry: CommandEntry | undefined;
     try {
       entry = this.#decode(command.cdb);
+      express?.began(entry);
       answer = entry.run(this.#unit, command);
     } catch (error) {
+      express?.ended(entry);
       return this.#fail(command, entry, error);
     }
-    if (!isPromise(answer)) return command.complete();
+    if (!isPromise(answer)) {
+      express?.ended(entry);
+      return command.complete();
+    }
     const ran = entry;
     return Promise.resolve(answer).then(
-      () => command.complete(),
-      (error) => this.#fail(command, ran, error),
+      () => {
+        express?.ended(ran);
+        command.complete();
+      },
+      (error) => {
+        express?.ended(ran);
+        this.#fail(command, ran, error);
+      },
     );
   }
 

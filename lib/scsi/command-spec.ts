@@ -70,6 +70,8 @@ export interface CommandSpec {
   readonly mendsMedium?: 'format' | 'sanitize';
   /** Whether this device has the command; default yes. */
   readonly available?: (unit: LogicalUnit) => boolean;
+  /** Only moves data between medium and initiator: the device's express lane may stay open meanwhile. */
+  readonly plain?: boolean;
   /** For people: the option, or method of the store, that makes it available. */
   readonly needs?: string;
   /** RECOMMENDED COMMAND TIMEOUT in seconds; default: none given. */
@@ -90,6 +92,7 @@ export class CommandEntry {
   readonly ignoresAttention: boolean;
   readonly whileHindered: boolean;
   readonly mendsMedium: CommandSpec['mendsMedium'];
+  readonly plain: boolean;
   /** CDB USAGE DATA: the bits that this device evaluates. */
   readonly usage: Uint8Array;
   /** Fields that must be zero: the checks of the decoder. */
@@ -108,6 +111,7 @@ export class CommandEntry {
     this.ignoresAttention = spec.ignoresAttention ?? false;
     this.whileHindered = spec.whileHindered ?? false;
     this.mendsMedium = spec.mendsMedium;
+    this.plain = spec.plain ?? false;
     // SAM-5, CONTROL byte: a device server without ACA refuses NACA, bit 2 of CONTROL.
     const naca = refused('NACA', spec.opcode === 0x7f ? 1 : spec.length - 1, 2);
     this.refusals = [...spec.fields.filter((field) => field.refused), naca];

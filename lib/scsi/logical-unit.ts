@@ -16,6 +16,7 @@ import { chain, settled } from '../store/maybe.js';
 import { RangeLock } from '../store/range-lock.js';
 import { type CommandSpec, CommandTable } from './command-spec.js';
 import { CopyManager } from './copy/copy-manager.js';
+import type { Express } from './express.js';
 import type { Hindrance } from './hindrance.js';
 import type { Identity } from './identity.js';
 import { ModePages } from './mode-pages.js';
@@ -84,13 +85,15 @@ export class LogicalUnit {
   readonly store: BlockStore;
   readonly identity: Identity;
   readonly removable: boolean;
-  readonly lock = new RangeLock();
+  readonly lock = new RangeLock(() => this.express?.close());
   readonly options: UnitOptions;
   readonly copies: CopyManager;
   readonly space: SpaceWatch;
   readonly removal: RemovalPrevention;
   /** See `Counter`. */
-  readonly counters = new Float64Array(4);
+  counters: Float64Array = new Float64Array(4);
+  /** There on a device that has an express lane. */
+  express: Express | undefined;
   /** Start and stop cycles: how often the medium was loaded. */
   loads = 0;
   /** Milliseconds to add to this machine's clock: SET TIMESTAMP. */
@@ -220,6 +223,7 @@ export class LogicalUnit {
 
   /** Queues a unit attention, once. */
   raiseAttention(attention: SenseError): void {
+    this.express?.close();
     const same = (other: SenseError) =>
       other.asc === attention.asc && other.ascq === attention.ascq;
     if (!this.attentions.some(same)) this.attentions.push(attention);

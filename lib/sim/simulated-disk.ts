@@ -26,6 +26,8 @@ import {
 export interface SimulateOptions extends SimulatedDeviceOptions {
   /** Most commands the store has at a time; see `Device.open`. */
   concurrency?: number;
+  /** Whether plain reads and writes may pass by the store where it allows that; see `Device.open`. Default true. */
+  express?: boolean;
   /** How the disk presents itself. Default: serial `SIMULATED`. */
   scsi?: Partial<BlockDeviceOptions>;
 }
@@ -106,9 +108,10 @@ export class SimulatedDisk {
         onStoreFailure: ({ error }) => served?.report(error),
         ...options.scsi,
       });
-      const { concurrency } = options;
+      const { concurrency, express = true } = options;
       const device = await Device.open(kernel.open(), {
         handler,
+        express,
         ...(concurrency === undefined ? {} : { concurrency }),
       });
       served = device;

@@ -11,6 +11,7 @@
  * diagnostics event.
  */
 import type { DataIn, DataOut, MaybePromise } from '../device/data.js';
+import type { LinearFile } from '../io/linear-file.js';
 
 /** What a store is told about a request besides its data. */
 export interface RequestContext {
@@ -94,6 +95,11 @@ export interface BlockStore {
    * (WRITE ATOMIC (16), SBC-4 Block Limits VPD page). Default: none promised.
    */
   readonly atomicWriteLength?: number;
+  /**
+   * The store's bytes are a file's, position for position: plain reads and writes go straight to the file and
+   * do not call `read` and `write` as long as this allows it.
+   */
+  readonly linear?: LinearFile;
 
   /** Fills all of `data` from `position`. */
   read(position: number, data: DataIn, context: RequestContext): MaybePromise<unknown>;

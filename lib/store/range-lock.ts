@@ -17,7 +17,13 @@ export interface HeldRange {
 
 export class RangeLock {
   readonly #ranges: HeldRange[] = [];
+  readonly #onContended: () => void;
   #exclusive = 0;
+
+  /** @param onContended called when `contended` becomes true */
+  constructor(onContended: () => void = () => {}) {
+    this.#onContended = onContended;
+  }
 
   /**
    * Whether an exclusive range is held or awaited. While not, a write may go ahead and `note`
@@ -37,7 +43,7 @@ export class RangeLock {
   /** The range once nobody in its way holds, or waited earlier for, a part of it. */
   acquire(start: number, end: number, exclusive: boolean): MaybePromise<HeldRange> {
     const range: HeldRange = { start, end, exclusive, granted: false, grant: undefined };
-    if (exclusive) this.#exclusive++;
+    if (exclusive && this.#exclusive++ === 0) this.#onContended();
     this.#ranges.push(range);
     if (this.#free(range)) {
       range.granted = true;

@@ -27,6 +27,7 @@ import {
   type DataIn,
   type DataOut,
   FileError,
+  LinearFile,
   type MaybePromise,
   type RequestContext,
   type StoreSpace,
@@ -90,6 +91,9 @@ export class FileStore implements BlockStore {
   /** There only for thin files: what they take of the file system, and what is left there. */
   readonly space?: NonNullable<BlockStore['space']>;
 
+  /** Plain reads and writes need not come here; not with O_DIRECT, whose refusals `#aligned` answers. */
+  readonly linear?: LinearFile;
+
   readonly #file: BackingFile;
   /** Without O_DIRECT: for memory that does not suit it. The same as `#file` when not `direct`. */
   readonly #buffered: BackingFile;
@@ -114,7 +118,7 @@ export class FileStore implements BlockStore {
     this.#file = file;
     this.#buffered = buffered;
     this.#size = facts.size;
-    this.#end = facts.size;
+    this.#end = 0;
     this.created = facts.created;
     this.#allowShrink = options.allowShrink ?? false;
     this.#warn = options.onWarning ?? (() => {});
@@ -140,9 +144,12 @@ export class FileStore implements BlockStore {
       (cause) => {
         const message = `fdatasync of ${this.path} failed (${(cause as FileError).errno ?? cause}): written data may be lost; no more writes until it is served anew`;
         this.#warn(message);
+        this.linear?.allow(this.#end, 0);
         return sense.writeError({ cause });
       },
     );
+    if (buffered === file) this.linear = new LinearFile(file);
+    this.#endAt(facts.size);
   }
 
   /**
@@ -257,16 +264,16 @@ export class FileStore implements BlockStore {
     const truncates = fitSize(this.#file, options, before) !== this.#file.size();
     // Nothing may be written behind a new end while it is being cut.
     this.#size = Math.min(size, before);
-    this.#end = Math.min(size, this.#end);
+    this.#endAt(Math.min(size, this.#end));
     try {
       if (truncates) await this.#file.truncate(size);
     } catch (error) {
       this.#size = before;
-      this.#end = Math.min(before, this.#file.size());
+      this.#endAt(Math.min(before, this.#file.size()));
       throw error;
     }
     this.#size = size;
-    this.#end = size;
+    this.#endAt(size);
   }
 
   /** Looks whether the file was cut or deleted meanwhile. Done every second and by each flush. */
@@ -287,7 +294,13 @@ export class FileStore implements BlockStore {
     } else if (end > this.#end) {
       this.#warn(`${this.path} was made longer again; all of the disk is served`);
     }
+    if (end !== this.#end) this.#endAt(end);
+  }
+
+  #endAt(end: number): void {
     this.#end = end;
+    const writes = this.writeCache && this.#sync.failure === undefined;
+    this.linear?.allow(end, writes ? end : 0);
   }
 
   async close(): Promise<void> {

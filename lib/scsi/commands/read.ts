@@ -102,6 +102,7 @@ export const readCommands: readonly CommandSpec[] = [
       bytes('TRANSFER LENGTH', 7, 2),
     ],
     medium: 'read',
+    plain: true,
     run(unit, command) {
       const { cdb } = command;
       return read(unit, command, readU32(cdb, 2), readU16(cdb, 7), cdb[1] as number);
@@ -136,6 +137,7 @@ export const readCommands: readonly CommandSpec[] = [
       bits('GROUP NUMBER', 14, 5, 0),
     ],
     medium: 'read',
+    plain: true,
     run(unit, command) {
       const { cdb } = command;
       return read(unit, command, readU64(cdb, 2), readU32(cdb, 10), cdb[1] as number);

@@ -156,6 +156,7 @@ export const writeCommands: readonly CommandSpec[] = [
       bytes('TRANSFER LENGTH', 7, 2),
     ],
     medium: 'write',
+    plain: true,
     run(unit, command) {
       const { cdb } = command;
       return write(unit, command, readU32(cdb, 2), readU16(cdb, 7), cdb[1] as number);
@@ -190,6 +191,7 @@ export const writeCommands: readonly CommandSpec[] = [
       bits('GROUP NUMBER', 14, 5, 0),
     ],
     medium: 'write',
+    plain: true,
     run(unit, command) {
       const { cdb } = command;
       return write(unit, command, readU64(cdb, 2), readU32(cdb, 10), cdb[1] as number);

@@ -48,9 +48,9 @@ TEST(any_bit_outside_lba_and_length_is_for_the_handler) {
 TEST(every_other_operation_code_is_for_the_handler) {
   for (int opcode = 0; opcode < 256; opcode++) {
     const bool plain = opcode == 0x28 || opcode == 0x2a || opcode == 0x88 || opcode == 0x8a;
-    auto cdb = kWrite16;
+    std::vector<uint8_t> cdb(16);
     cdb[0] = static_cast<uint8_t>(opcode);
-    cdb[8] = 1;  // a length for the shorter form, too
+    cdb[8] = cdb[13] = 1;  // the length, of either form
     EXPECT(judge(cdb).has_value() == plain);
   }
 }

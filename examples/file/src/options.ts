@@ -50,6 +50,8 @@ The kernel's side
   --no-zero-copy-scrub     don't zero the memory of reads first: every byte of it is written here
   --timeout <seconds>      when the kernel gives up on a command; 0: never. Kernel's default 30
   --concurrency <n>        most commands worked on at a time. Default 64
+  --no-express             pass every read and write through JavaScript, for tracing: plain ones go straight
+                           between the file and the command's memory otherwise
   --nice <n>               priority of the serving thread, 0 to 19. On a busy CPU a nice server answers in
                            batches: more throughput (7 to 10 is best), but a smaller share of the CPU
   --serial <text>          what initiators know the disk by. Default: made from this machine's id and the
@@ -109,6 +111,7 @@ export interface Options {
   ringMb: number | undefined;
   timeout: number | undefined;
   concurrency: number | undefined;
+  express: boolean;
   nice: number | undefined;
   recover: boolean;
   serial: string | undefined;
@@ -154,6 +157,7 @@ function read(args: readonly string[]) {
         'no-zero-copy-scrub': FLAG,
         timeout: TEXT,
         concurrency: TEXT,
+        'no-express': FLAG,
         nice: TEXT,
         recover: FLAG,
         serial: TEXT,
@@ -205,6 +209,7 @@ export function parseOptions(
     zeroCopyScrub: !values['no-zero-copy-scrub'],
     timeout: number(values, 'timeout', undefined, 0),
     concurrency: number(values, 'concurrency'),
+    express: !values['no-express'],
     nice: number(values, 'nice', PRIORITIES, 0),
     recover: values.recover,
     serial: values.serial,

@@ -70,6 +70,7 @@ async function serveAnew(
       optional: options.zeroCopy === 'auto',
       scrub: options.zeroCopyScrub,
     },
+    express: options.express,
     ...(concurrency === undefined ? {} : { concurrency }),
   });
   const netlink = await followSize(served.backstore, served, ({ message }) => warn(message));
@@ -138,6 +139,7 @@ async function serveExisting(store: FileStore, options: Options, uio: string): P
     const { concurrency } = options;
     const device = await Device.open(source, {
       handler: disk,
+      express: options.express,
       ...(concurrency === undefined ? {} : { concurrency }),
     });
     return {

@@ -79,6 +79,8 @@ export interface Plan {
   subjects: readonly Subject[];
   rounds: number;
   sizeMb: number;
+  /** Release of the Debian kernel that counts are made on; default: Debian's newest. */
+  kernel?: string | undefined;
   /** What the disks are made of; `make_image` in guest.sh. Default `raw`. */
   image?: 'raw' | 'allocated' | 'chain';
   /** The example under test, and what its command line takes before the image. Default: the file example. */
@@ -165,7 +167,9 @@ async function boot(setting: Setting, plan: Plan, outDir: string): Promise<VmRes
     dist,
     join(plan.root, 'build/addon/Release/tcmu.node'),
   ].filter((path) => existsSync(path));
-  return runQemu({ ...options, icount: true, hot, cacheDir: join(plan.root, 'build/vm') });
+  const { kernel, root } = plan;
+  const which = kernel === undefined ? {} : { kernel };
+  return runQemu({ ...options, ...which, icount: true, hot, cacheDir: join(root, 'build/vm') });
 }
 
 function collect(setting: Setting, plan: Plan, outDir: string): Sample[] {

@@ -11,6 +11,7 @@ const usage = `npm run bench -- [options]
   --jobs <names>        comma-separated, of: ${jobs.map(({ name }) => name).join(', ')}
   --subjects <names>    comma-separated, of: ${Object.keys(subjects).join(', ')}
   --size <MiB>          of each subject's file, on tmpfs. Default 256
+  --kernel <release>    Debian's kernel that instructions are counted on. Default: the newest installed, or apt's
   --json <file>         write the results there too
   --no-setup            measure what is built, install nothing
 
@@ -44,6 +45,7 @@ function options() {
       jobs: { type: 'string' },
       subjects: { type: 'string' },
       size: { type: 'string', default: '256' },
+      kernel: { type: 'string' },
       json: { type: 'string' },
       'no-setup': { type: 'boolean' },
       help: { type: 'boolean', short: 'h' },
@@ -59,6 +61,7 @@ function options() {
     subjects: pick(values.subjects, Object.keys(subjects) as Subject[], 'subjects'),
     rounds: positive(values.rounds, 'rounds'),
     sizeMb: positive(values.size, 'size'),
+    kernel: values.kernel,
   };
 }
 
@@ -83,6 +86,7 @@ async function main(): Promise<number> {
     settings: chosen,
     rounds: plan.rounds,
     fileMiB: plan.sizeMb,
+    ...(plan.kernel === undefined ? {} : { countedOn: plan.kernel }),
   };
   const report = summarise(meta, samples, subjects.ours);
   console.log(`\n${formatTable(report)}`);

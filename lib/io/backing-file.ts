@@ -124,6 +124,7 @@ export class BackingFile {
     }
   }
 
+  /** Whether `close` has been called. */
   get closed(): boolean {
     return this.#closed;
   }

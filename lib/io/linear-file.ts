@@ -1,4 +1,10 @@
 /**
+ * The other half of the express lane: what a store says of its bytes. It owns nothing; the device listens by
+ * `watch`, the file takes its word back when it closes.
+ */
+import type { BackingFile } from './backing-file.js';
+
+/**
  * A store's word that its bytes are a file's bytes: byte n of the disk is byte n of the file, for reading up
  * to one end and for writing up to another. Where a store gives it (`BlockStore.linear`), plain reads and
  * writes are carried out without calling the store: `read` and `write` must be no more than `readFrom` and
@@ -6,9 +12,8 @@
  *
  * The store takes it back, wholly or in part, with `allow`, at once; closing the file takes it back, too.
  */
-import type { BackingFile } from './backing-file.js';
-
 export class LinearFile {
+  /** The file. */
   readonly file: BackingFile;
   #readable = 0;
   #writable = 0;

@@ -16,13 +16,20 @@ import { wrapFileError } from './io-queue.js';
 /** Nor is a FIFO waited for. */
 const READ = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 
+/** How a state file is used. */
 export interface StateFileOptions {
   /** Only load: saving fails with EROFS. Default false. */
   readOnly?: boolean;
 }
 
+/**
+ * A small file with what a disk must remember over restarts, such as saved mode pages: in named parts, replaced
+ * as a whole and durably (written beside it, then renamed) at each save.
+ */
 export class StateFile {
+  /** Where the file is, or will be once there is something to keep. */
   readonly path: string;
+  /** Saving fails with EROFS. */
   readonly readOnly: boolean;
   /** What the file holds; read once. */
   #state: Promise<Map<string, Uint8Array>> | undefined;

@@ -9,6 +9,7 @@
 import type { MaybePromise } from '../device/data.js';
 import { chain, isPromise } from '../store/maybe.js';
 
+/** The I_T nexuses (iSCSI sessions, say) that a logical unit has now. */
 export interface Nexuses {
   /** Names that differ between nexuses and change when one is lost and comes again. */
   readonly names: ReadonlySet<string>;

@@ -56,6 +56,7 @@ const usage = `npm run bench:qcow -- [options]
   --runtime <s>      seconds of one run over NBD. Default 3
   --jobs <names>     comma-separated, of: ${names.join(', ')}
   --size <MiB>       of an image. Default 128
+  --kernel <release> Debian's kernel that instructions are counted on. Default: the newest installed, or apt's
   --json <file>      write the results there too
   --no-setup         measure what is built, install nothing
 
@@ -70,6 +71,7 @@ async function main(): Promise<number> {
       runtime: { type: 'string', default: '3' },
       jobs: { type: 'string', default: names.join(',') },
       size: { type: 'string', default: '128' },
+      kernel: { type: 'string' },
       json: { type: 'string' },
       'no-setup': { type: 'boolean' },
       help: { type: 'boolean', short: 'h' },
@@ -108,6 +110,7 @@ async function main(): Promise<number> {
         subjects: ['ours', 'runner'] as const,
         rounds,
         sizeMb,
+        kernel: values.kernel,
         image,
         example: { dir: 'examples/qcow', arguments: ['serve'] },
         onProgress,

@@ -294,6 +294,32 @@ describe('the express lane', () => {
     kernel.close();
   });
 
+  test('a handler on two devices has one lane, and one that is opened again has it again', async () => {
+    const { store } = await start('twice');
+    const handler = new BlockDevice(store, { serial: 'twice', powerOnAttention: false });
+    const cdb = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    const counts: number[][] = [];
+    // The file stays open between the rounds.
+    store.close = async () => {};
+    for (let round = 0; round < 2; round++) {
+      const kernels = [new SimulatedDevice({}), new SimulatedDevice({})];
+      const devices: Device[] = [];
+      for (const kernel of kernels) devices.push(await Device.open(kernel.open(), { handler }));
+      for (let i = 0; i < 3; i++) {
+        for (const kernel of kernels) await kernel.submit({ cdb, dataInLength: BLOCK });
+      }
+      counts.push(devices.map((device) => device.stats().express));
+      for (const device of devices) await device.close();
+      for (const kernel of kernels) kernel.close();
+    }
+    await store.file.close();
+    // The first command opens the lane.
+    expect(counts).toEqual([
+      [2, 0],
+      [2, 0],
+    ]);
+  });
+
   test('a reset that switches the write cache off is heeded', async () => {
     // The saved caching mode page says that there is no write cache.
     const saved = new Uint8Array(20);

@@ -172,6 +172,7 @@ export class BlockDevice implements CommandHandler {
     this.#open = false;
     const unit = this.#unit;
     unit.express?.detach();
+    unit.express = undefined;
     unregisterUnit(unit);
     const operation = unit.hindrance instanceof MediumOperation ? unit.hindrance : undefined;
     operation?.stop();
@@ -199,7 +200,8 @@ export class BlockDevice implements CommandHandler {
   /** @internal */
   express(lane: ExpressLane): void {
     const unit = this.#unit;
-    if (unit.store.linear === undefined) return;
+    // One lane at a time: a second device with this handler sends every command through it.
+    if (unit.store.linear === undefined || unit.express !== undefined) return;
     lane.counters.set(unit.counters);
     unit.counters = lane.counters;
     unit.express = new Express(unit, lane);

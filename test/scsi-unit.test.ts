@@ -124,12 +124,20 @@ describe('power conditions', () => {
     expect(store.flushes).toBe(1);
   });
 
-  test('those that the standard does not have are refused', async () => {
+  test('those that the standard does not have change nothing', async () => {
+    const device = await openDevice(memory(), { removable: true });
+    await run(device, set(0x3));
+    for (const condition of [0x4, 0x5, 0x6, 0x8, 0xf]) {
+      // Nor does LOEJ mean anything beside them.
+      expect((await run(device, set(condition, 0, LOEJ))).outcome).toBe('GOOD');
+      expect(await reported(device)).toBe('0/5e/4');
+    }
+    expect((await run(device, CDB.testUnitReady())).outcome).toBe('GOOD');
+  });
+
+  test('modifiers that a condition does not have are refused', async () => {
     const device = await openDevice(memory());
     for (const [condition, modifier] of [
-      [0x4, 0],
-      [0x5, 0],
-      [0xf, 0],
       [0x0, 1],
       [0x1, 1],
       [0x2, 3],

@@ -26,17 +26,22 @@ const CONDITIONS: ReadonlyMap<number, number | undefined> = new Map([
 export const START_VALID = 0x0;
 
 /**
+ * Whether there is such a POWER CONDITION. The others are reserved or obsolete (5h, sleep) and change nothing:
+ * initiators send them, libiscsi's suite among them, and expect GOOD.
+ */
+export function isPowerCondition(condition: number): boolean {
+  return CONDITIONS.has(condition << 4);
+}
+
+/**
  * What REQUEST SENSE reports in a power condition, by POWER CONDITION and its MODIFIER; undefined for the
  * active one.
  *
- * @throws SenseError INVALID FIELD IN CDB for one that the standard does not have.
+ * @throws SenseError INVALID FIELD IN CDB for a modifier that the condition does not have.
  */
 export function powerReport(condition: number, modifier: number): Sense | undefined {
   const code = (condition << 4) | modifier;
-  if (!CONDITIONS.has(code)) {
-    const known = CONDITIONS.has(condition << 4);
-    throw sense.invalidFieldInCdb(known ? { byte: 3, bit: 3 } : { byte: 4, bit: 7 });
-  }
+  if (!CONDITIONS.has(code)) throw sense.invalidFieldInCdb({ byte: 3, bit: 3 });
   const ascq = CONDITIONS.get(code);
   return ascq === undefined ? undefined : { key: SenseKey.NO_SENSE, asc: 0x5e, ascq };
 }

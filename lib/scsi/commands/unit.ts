@@ -3,7 +3,7 @@ import { chain } from '../../store/maybe.js';
 import { readU32, writeU32 } from '../bytes.js';
 import { bits, bytes, type CommandSpec } from '../command-spec.js';
 import { StoreRequest } from '../logical-unit.js';
-import { needsFlush, powerReport, START_VALID } from '../power.js';
+import { isPowerCondition, needsFlush, powerReport, START_VALID } from '../power.js';
 import { encodeSense, SenseKey, sense } from '../sense.js';
 import { respond } from './respond.js';
 
@@ -61,6 +61,7 @@ export const unitCommands: readonly CommandSpec[] = [
       const { cdb } = command;
       const options = cdb[4] as number;
       const condition = options >>> 4;
+      if (!isPowerCondition(condition)) return;
       const power = powerReport(condition, (cdb[3] as number) & 0x0f);
       if (condition !== START_VALID) {
         const flush = needsFlush(condition) && (options & 0x04) === 0 && !unit.writeProtected;

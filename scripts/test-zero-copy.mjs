@@ -19,7 +19,7 @@ const { out, release } = buildZeroCopy();
 const { build } = await import('esbuild');
 await build({
   absWorkingDir: projectRoot,
-  entryPoints: ['host.ts', 'guest.ts', 'programs/stray.ts'].map((file) =>
+  entryPoints: ['host.ts', 'guest.ts', 'programs/stray.ts', 'programs/forward.ts'].map((file) =>
     join(projectRoot, 'test/zero-copy', file),
   ),
   outbase: join(projectRoot, 'test/zero-copy'),

@@ -483,4 +483,16 @@ describe('KEEP_BUF', () => {
     await second?.release();
     expect(sim.state()).toMatchObject({ blocksInUse: 0, broken: null });
   });
+
+  it('leaves it as it is for a handler that asked for both buffers', async () => {
+    const kept: ReturnType<Command['completeKeeping']>[] = [];
+    const { sim } = await serve((command) => {
+      expect(command.dataIn.length).toBe(command.dataOut.length);
+      kept.push(command.completeKeeping());
+    });
+    const dataOut = new Uint8Array(8192).fill(0x31);
+    await sim.submit({ cdb: write10(16), dataOut });
+    expect(kept[0]?.dataOut.toBytes()).toEqual(dataOut);
+    await kept[0]?.release();
+  });
 });

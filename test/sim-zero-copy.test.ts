@@ -128,6 +128,22 @@ describe('zero copy', () => {
     expect(device?.lost).toBe(undefined);
   });
 
+  test('a handler may take both buffers of a WRITE, and use one', async () => {
+    const seen: number[] = [];
+    const sim = await start((command) => {
+      const { dataIn, dataOut } = command;
+      expect(dataIn.length).toBe(dataOut.length);
+      seen.push(dataOut.toBytes()[0] as number);
+      command.complete();
+    });
+    const dataOut = new Uint8Array(4096).fill(7);
+    expect((await sim.submit({ cdb: [0x2a], dataOut })).status).toBe(0);
+    expect((await sim.submit({ cdb: [0x2a], dataOut })).status).toBe(0);
+    expect(seen).toEqual([7, 7]);
+    expect(dataOut.every((byte) => byte === 7)).toBe(true);
+    expect(device?.lost).toBe(undefined);
+  });
+
   test('a store into Data-Out costs the device, not the process', async () => {
     const sim = await start((command) => {
       const [segment] = command.dataOut.segments();

@@ -42,9 +42,16 @@ serve() {
   esac
 }
 
+# Without a time-out on such a device, fio waits for ever for a handler that is gone.
 measure() {
+  local fio
   fio --name=job --filename="$1" --ioengine=libaio --direct=1 --rw="$2" --bs="$3" --iodepth="$4" --norandommap --randseed=1 \
-    --time_based --runtime="$5ms" --output-format=json --output="$6" || fail "fio: $(tail -n 3 "$6")"
+    --time_based --runtime="$5ms" --output-format=json --output="$6" &
+  fio=$!
+  wait -n $fio $pid
+  local code=$?
+  kill -0 $pid 2>/dev/null || fail "$handler died: $(tail -n 20 /run/handler.log)"
+  [ $code = 0 ] || fail "fio: $(tail -n 3 "$6")"
 }
 
 mount -t tmpfs -o size=80% tmpfs /mnt && dd if=/dev/zero of=/mnt/file bs=1M count=$((size >> 20)) status=none || fail 'tmpfs'
@@ -72,7 +79,6 @@ for handler in $HANDLERS; do
     measure "/dev/$disk" randrw 64k 16 300 /run/warm-up
     while read -r job rw bs depth; do
       measure "/dev/$disk" "$rw" "$bs" "$depth" "$RUNTIME" "/run/out/$handler.$mode.$job.json"
-      kill -0 $pid 2>/dev/null || fail "$handler died: $(tail -n 20 /run/handler.log)"
     done <<<"$JOBS"
     [ $zero_copy = 0 ] || cat $backstore/attrib/zc_stats >"/run/out/$handler.$mode.stats"
     rm $tpg/lun/lun_0/x && rmdir $tpg/lun/lun_0 $tpg $(dirname $tpg) || fail 'removing the LUN'

@@ -69,8 +69,9 @@ class Peer implements CommandHandler {
         command.complete();
         resolve();
       };
-      const { dataIn, dataOut } = command;
+      // Only what is used is asked for: copied memory that may be Data-In is zeroed where it was not written.
       if (read) {
+        const { dataIn } = command;
         let at = 0;
         this.#waiting.push({
           take(chunk) {
@@ -85,6 +86,7 @@ class Peer implements CommandHandler {
         this.#request(false, dataIn.length);
         return;
       }
+      const { dataOut } = command;
       let acknowledged = false;
       this.#waiting.push({
         take: () => {
@@ -109,5 +111,8 @@ const handler =
         }),
       )
     : nothing;
-await Device.open(openUio(uio), { handler });
+const device = await Device.open(openUio(uio), { handler });
+device.on('error', (error) => {
+  throw error;
+});
 console.log('ready');

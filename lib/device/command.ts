@@ -234,15 +234,19 @@ export class Command implements ScsiCommand {
     let readLength = 0;
     let zeroFrom = NO_ZERO;
     // With CHECK CONDITION and no READ_LEN the kernel delivers no data; any other status delivers the
-    // whole Data-In buffer. A handler that asked for neither buffer may have had Data-In; with zero copy
-    // the kernel has zeroed that, and what may be Data-Out must not be stored into.
+    // whole Data-In buffer. Which way the data goes the kernel doesn't say, and a handler may ask for
+    // both buffers and use one. Where a store would harm Data-Out (it is kept, or with zero copy the
+    // initiator's own) it takes a handler that wrote, or that asked for Data-In alone; else the kernel
+    // has zeroed.
     const isBidi = this.bidiLength > 0;
+    const inAsked = this.#in !== undefined;
+    const outAsked = this.#out !== undefined;
     const isDataIn =
       isBidi ||
-      this.#in !== undefined ||
-      (this.#out === undefined &&
-        !this.#keep &&
-        (kernelFlags(this.#host, this.slot) & KFLAG_ZERO_COPY) === 0);
+      this.written > 0 ||
+      (this.#keep || (kernelFlags(this.#host, this.slot) & KFLAG_ZERO_COPY) !== 0
+        ? inAsked && !outAsked
+        : inAsked || !outAsked);
     const inLength = isBidi ? this.bidiLength : this.dataLength;
     if (isDataIn && this.#status !== Status.CHECK_CONDITION && this.written < inLength) {
       // The kernel looks at READ_LEN only where the data goes one way.

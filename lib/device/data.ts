@@ -42,7 +42,9 @@ export interface DataOut {
 
 /**
  * Data to the initiator (SAM-5 Data-In Buffer): READ data, INQUIRY data. What the handler leaves
- * unwritten is never delivered as it was: it reads as zeros or is cut off as a residual.
+ * unwritten is never delivered as it was: it reads as zeros or is cut off as a residual. The exception is
+ * a command whose `dataOut` was asked for as well, with nothing written, that is completed with
+ * `completeKeeping()`, or comes by zero copy with its scrub off: it may as well be a write.
  */
 export interface DataIn {
   /** Bytes that the initiator has room for, over all segments. */

@@ -578,6 +578,21 @@ const scenarios: readonly Scenario[] = [
     },
   },
   {
+    name: 'socket',
+    about: 'a handler that sends Data-Out over a socket from its pages, and fills Data-In from one',
+    async run(k) {
+      const { proc, ready } = await k.program('forward', ['c0']);
+      const disk = ready['disk'] ?? '';
+      await verified(k, disk, { bs: '4k', size: '1M' });
+      await verified(k, disk, { bs: '1M', iodepth: 1, size: '4M' });
+      await verified(k, disk, { bs: '256k', size: '8M' });
+      const { cmds = 0, denied } = await statistics(k, 'c0');
+      assert(cmds > 500, 'commands were not copied');
+      assert.equal(denied, 0, 'nothing was touched that must not be');
+      await proc.stop();
+    },
+  },
+  {
     name: 'threads',
     about: 'several threads touch the pages of one command at once, on two processors',
     async run(k) {

@@ -19,10 +19,13 @@ const { out, release } = buildZeroCopy();
 const { build } = await import('esbuild');
 await build({
   absWorkingDir: projectRoot,
-  entryPoints: ['host.ts', 'guest.ts', 'programs/stray.ts', 'programs/forward.ts'].map((file) =>
-    join(projectRoot, 'test/zero-copy', file),
-  ),
-  outbase: join(projectRoot, 'test/zero-copy'),
+  entryPoints: [
+    ...['host', 'guest', 'programs/stray', 'programs/forward'].map((name) => ({
+      in: join(projectRoot, `test/zero-copy/${name}.ts`),
+      out: name,
+    })),
+    { in: join(projectRoot, 'test/kernel/programs/fidelity.ts'), out: 'programs/fidelity' },
+  ],
   outdir: join(out, 'scenarios'),
   bundle: true,
   platform: 'node',

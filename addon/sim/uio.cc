@@ -70,9 +70,7 @@ void Uio::notify() {
   events_++;
   if (eventWrite_ < 0) return;
   // One read takes all events: a count that nobody has read yet gives way to this one.
-  int32_t unread;
-  while (read(eventRead_, &unread, sizeof unread) > 0) {
-  }
+  dropUnread();
   while (write(eventWrite_, &events_, sizeof events_) < 0 && errno == EINTR) {
   }
 }
@@ -95,7 +93,15 @@ Uio::Doorbell Uio::takeDoorbells() {
 
 void Uio::unregister() {
   gone_ = true;
+  // uio looks for the device before it looks for events: unread ones go with it.
+  if (isOpen()) dropUnread();
   closeEnds();
+}
+
+void Uio::dropUnread() {
+  int32_t unread;
+  while (read(eventRead_, &unread, sizeof unread) > 0) {
+  }
 }
 
 void Uio::closeEnds() {

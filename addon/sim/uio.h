@@ -41,10 +41,12 @@ class Uio {
   // has closed, after which another may open.
   Doorbell takeDoorbells();
 
-  // The device is gone for good: the opener reads end of file, its doorbells fail.
+  // The device is gone for good: the opener reads end of file, even with an event unread, and its
+  // doorbells fail.
   void unregister();
 
  private:
+  void dropUnread();
   void closeEnds();
 
   int eventRead_ = -1;  // our own copy: keeps a write to a closed opener from raising SIGPIPE

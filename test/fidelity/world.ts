@@ -14,7 +14,11 @@ export interface Settings {
   dataPagesPerBlock?: number;
   /** Seconds; 0: none. */
   commandTimeout?: number;
+  /** Seconds; 0: refused at once; default: the command time-out, or 30 s. */
+  queueFullTimeout?: number;
   tmrNotification?: boolean;
+  /** XDWRITEREAD is bidirectional: on a real kernel it takes a module, see kernel/test. */
+  bidirectional?: boolean;
 }
 
 /** Of every device here: a kernel takes whole mebibytes. */
@@ -25,10 +29,19 @@ export interface Request {
   cdb: readonly number[];
   /** Bytes of Data-Out, of a known pattern. */
   out?: number;
-  /** Bytes of Data-In. */
+  /** Bytes of Data-In; with `out`: bidirectional. */
   in?: number;
   /** Seconds after which the initiator aborts it. */
   abortAfter?: number;
+  /** Seconds for which the initiator sends it again at BUSY and TASK SET FULL, as Linux does. Default 60. */
+  patience?: number;
+}
+
+/** What an administrator changes on a device in use, and how the handler answers the announcement. */
+export interface Change {
+  attribute: 'size' | 'config' | 'writeCache';
+  value: number | string | boolean;
+  accepted: boolean;
 }
 
 export interface Response {
@@ -64,6 +77,7 @@ export abstract class World {
   readonly notes: object[] = [];
   readonly #entries = new Map<string, CommandEntry>();
   #expected = 0;
+  #eventCount: number | undefined;
 
   protected abstract peek(offset: number, length: number): Uint8Array;
   protected abstract poke(offset: number, bytes: Uint8Array): void;
@@ -80,6 +94,19 @@ export abstract class World {
   protected abstract freeKept(id: number): boolean;
   /** `count` reads of 512 bytes, one after the other. */
   protected abstract reads(count: number): Promise<void>;
+  /** Resolves when the initiator has given the command up. */
+  protected abstract givenUp(label: string): Promise<void>;
+  protected abstract setBlocked(blocked: boolean): void;
+  /** Writes the attribute; what the handler was told, and whether the write succeeded. */
+  protected abstract change(change: Change): Promise<{ announced: object; taken: boolean }>;
+  /** Opens the device: what a second opener gets, when this is one. */
+  protected abstract openAgain(): 'open' | 'busy' | 'gone';
+  /** The handler lets go of the device, and takes it again. */
+  protected abstract reopen(): void;
+  /** The count of events, taken off the descriptor; undefined: none is there. */
+  protected abstract event(): number | 'gone' | undefined;
+  /** Unlinks the LUN and removes the backstore; resolves when it is done. */
+  protected abstract removal(): Promise<void>;
 
   // --- steps of a sequence ---
 
@@ -109,8 +136,11 @@ export abstract class World {
 
   /** Waits for the command on the ring. */
   async arrives(label: string): Promise<void> {
-    await this.#until(`${label} on the ring`, () => this.#head() !== this.#expected);
-    const entry = this.#between(this.#expected).find((each) => each.op === 'command');
+    let entry: RingEntry | undefined;
+    await this.#until(`${label} on the ring`, () => {
+      entry = this.#between(this.#expected).find((each) => each.op === 'command');
+      return entry !== undefined;
+    });
     if (entry?.op !== 'command') throw new Error(`${label}: no command came`);
     this.#expected = (entry.at + entry.length) % this.#ringSize();
     this.#entries.set(label, entry);
@@ -153,9 +183,13 @@ export abstract class World {
 
   /** Waits for a task management entry and notes it. */
   async notified(): Promise<void> {
-    await this.#until('a TMR entry', () => this.#head() !== this.#expected);
-    const entry = this.#between(this.#expected).find((each) => each.op === 'task-management');
-    this.#expected = this.#head();
+    let entry: RingEntry | undefined;
+    await this.#until('a TMR entry', () => {
+      entry = this.#between(this.#expected).find((each) => each.op === 'task-management');
+      return entry !== undefined;
+    });
+    const { at, length } = entry as unknown as RingEntry;
+    this.#expected = (at + length) % this.#ringSize();
     this.#note({ notified: entry, head: this.#head() });
   }
 
@@ -173,6 +207,62 @@ export abstract class World {
     return async () => {
       await done;
       this.#note({ reset: 'done' });
+    };
+  }
+
+  /** Waits for the initiator to give a command up, of which the ring shows nothing. */
+  async aborted(label: string): Promise<void> {
+    const before = this.#head();
+    await this.givenUp(label);
+    this.#note({ aborted: label, moved: this.#head() !== before });
+  }
+
+  block(): void {
+    this.setBlocked(true);
+    this.#note({ blocked: true, head: this.#head(), tail: this.#tail() });
+  }
+
+  unblock(): void {
+    this.#expected = this.#head();
+    this.setBlocked(false);
+    this.#note({ blocked: false });
+  }
+
+  async reconfigure(change: Change): Promise<void> {
+    const before = this.#head();
+    const { announced, taken } = await this.change(change);
+    this.#note({ announced, taken, moved: this.#head() !== before });
+  }
+
+  openSecond(): void {
+    this.#note({ second: this.openAgain() });
+  }
+
+  /** The next handler: what it finds. */
+  takeOver(): void {
+    this.reopen();
+    this.#note({ opened: true, head: this.#head(), tail: this.#tail() });
+    this.look();
+  }
+
+  /** How many events have come since the last look; reading takes them all. */
+  events(): void {
+    const count = this.event();
+    if (typeof count !== 'number') {
+      this.#note({ events: count ?? 'none' });
+      return;
+    }
+    // The first look sets the scale: a counter starts when the device does.
+    this.#note({ events: this.#eventCount === undefined ? 'some' : count - this.#eventCount });
+    this.#eventCount = count;
+  }
+
+  /** Begins to remove the device; the result notes that it is done. */
+  beginRemoval(): () => Promise<void> {
+    const done = this.removal();
+    return async () => {
+      await done;
+      this.#note({ removed: true, head: this.#head(), tail: this.#tail() });
     };
   }
 
@@ -231,9 +321,10 @@ export abstract class World {
 
   /** Every byte of Data-In is written: what the initiator gets shows how much the kernel copied. */
   #fill(entry: CommandEntry): void {
+    const segments = entry.bidirectional.length > 0 ? entry.bidirectional : entry.segments;
     if (!isRead(entry.cdb)) return;
     let at = 0;
-    for (const { offset, length } of entry.segments) {
+    for (const { offset, length } of segments) {
       this.poke(offset, pattern(length, at));
       at += length;
     }
@@ -323,11 +414,11 @@ export function senseText(sense: Uint8Array | undefined): string | undefined {
 }
 
 function isRead(cdb: Uint8Array): boolean {
-  return [0x28, 0x88, 0xa8, 0x12].includes(cdb[0] as number);
+  return [0x28, 0x88, 0xa8, 0x12, 0x53].includes(cdb[0] as number);
 }
 
 function isWrite(cdb: Uint8Array): boolean {
-  return [0x2a, 0x8a, 0xaa].includes(cdb[0] as number);
+  return [0x2a, 0x8a, 0xaa, 0x53].includes(cdb[0] as number);
 }
 
 function text({ offset, length }: Segment): string {

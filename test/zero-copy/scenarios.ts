@@ -7,6 +7,7 @@
 import assert from 'node:assert/strict';
 import { suites } from '../../conformance/plan.js';
 import { parseOutput } from '../../conformance/suite.js';
+import { compareWithFixture } from '../fidelity/compare.js';
 import type { FioJob, Kit, Served } from '../kernel/harness/kit.js';
 import { sleep } from '../kernel/harness/kit.js';
 import type { Proc } from '../kernel/harness/process.js';
@@ -376,6 +377,23 @@ const scenarios: readonly Scenario[] = [
       );
       await end();
       await k.sh('rmmod tcmu_bidi_test');
+    },
+  },
+  {
+    name: 'fidelity',
+    about:
+      "bidirectional commands on the kernel's own module are what the simulated kernel makes of them",
+    async run(k) {
+      const build = process.env['TCMU_ZERO_COPY_BUILD'];
+      await k.sh('mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null; true');
+      await k.sh('rmmod target_core_user && modprobe target_core_user');
+      await k.sh(`insmod ${build}/tcmu_bidi_test.ko`);
+      try {
+        await compareWithFixture(k, 'bidirectional');
+      } finally {
+        await k.sh('rmmod tcmu_bidi_test target_core_user');
+        await k.sh(`insmod ${build}/target_core_user.ko`);
+      }
     },
   },
   {

@@ -4,6 +4,7 @@
  */
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { bundlePrograms } from '../scripts/bundle.mjs';
 import { projectRoot, setupOrExit } from '../scripts/setup.mjs';
 
 /** Packages by what they are for, of each benchmark. */
@@ -13,20 +14,7 @@ const [name, ...args] = process.argv.slice(2);
 if (!['--no-setup', '--help', '-h'].some((option) => args.includes(option))) {
   setupOrExit(purposes[name]);
 }
-const { build } = await import('esbuild');
-const outfile = join(projectRoot, `build/bench/${name}.mjs`);
-await build({
-  absWorkingDir: projectRoot,
-  entryPoints: [`bench/${name}.ts`],
-  outfile,
-  bundle: true,
-  packages: 'external',
-  platform: 'node',
-  format: 'esm',
-  target: 'node20',
-  sourcemap: 'inline',
-  logLevel: 'warning',
-});
+const built = await bundlePrograms('bench', [name]);
 process.chdir(projectRoot);
 process.argv.splice(2, 1);
-await import(pathToFileURL(outfile).href);
+await import(pathToFileURL(join(built, `${name}.mjs`)).href);

@@ -3,6 +3,7 @@
  */
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { bundlePrograms } from '../scripts/bundle.mjs';
 import { missingPackages } from '../scripts/packages.mjs';
 import { projectRoot, setupOrExit } from '../scripts/setup.mjs';
 
@@ -16,19 +17,6 @@ if (missing.length > 0) {
   console.log('0 passed, 0 failed, 1 skipped');
   process.exit(0);
 }
-const { build } = await import('esbuild');
-const outdir = join(projectRoot, 'build/conformance');
-await build({
-  absWorkingDir: projectRoot,
-  entryPoints: ['conformance/main.ts', 'conformance/guest.ts'],
-  outdir,
-  outExtension: { '.js': '.mjs' },
-  bundle: true,
-  platform: 'node',
-  format: 'esm',
-  target: 'node20',
-  sourcemap: 'inline',
-  logLevel: 'warning',
-});
+const built = await bundlePrograms('conformance', ['main', 'guest'], { packages: 'bundle' });
 process.chdir(projectRoot);
-await import(pathToFileURL(join(outdir, 'main.mjs')).href);
+await import(pathToFileURL(join(built, 'main.mjs')).href);

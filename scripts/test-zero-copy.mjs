@@ -5,6 +5,7 @@
  */
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
+import { bundle } from './bundle.mjs';
 import { missingPackages } from './packages.mjs';
 import { projectRoot } from './setup.mjs';
 import { buildZeroCopy } from './zero-copy.mjs';
@@ -16,9 +17,7 @@ if (missing.length > 0) {
   process.exit(1);
 }
 const { out, release } = buildZeroCopy();
-const { build } = await import('esbuild');
-await build({
-  absWorkingDir: projectRoot,
+await bundle({
   entryPoints: [
     ...['host', 'guest', 'programs/stray', 'programs/forward'].map((name) => ({
       in: join(projectRoot, `test/zero-copy/${name}.ts`),
@@ -27,12 +26,6 @@ await build({
     { in: join(projectRoot, 'test/kernel/programs/fidelity.ts'), out: 'programs/fidelity' },
   ],
   outdir: join(out, 'scenarios'),
-  bundle: true,
-  platform: 'node',
-  format: 'esm',
-  target: 'node20',
-  packages: 'external',
-  logLevel: 'warning',
 });
 const { status } = spawnSync(
   process.execPath,

@@ -3,27 +3,14 @@
  */
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { bundlePrograms } from '../../scripts/bundle.mjs';
 import { projectRoot, setupOrExit } from '../../scripts/setup.mjs';
 
 const args = process.argv.slice(2);
 if (!['--no-setup', '--help', '-h'].some((option) => args.includes(option))) {
   setupOrExit(['kernel', 'peer', 'qemu', 'bench']);
 }
-const { build } = await import('esbuild');
-const outdir = join(projectRoot, 'build/bench/qcow');
-await build({
-  absWorkingDir: projectRoot,
-  // The server is the disk's user: it takes the packages as they are built.
-  entryPoints: ['bench/qcow/main.ts', 'bench/qcow/server.ts'],
-  outdir,
-  outExtension: { '.js': '.mjs' },
-  bundle: true,
-  platform: 'node',
-  format: 'esm',
-  target: 'node20',
-  packages: 'external',
-  sourcemap: 'inline',
-  logLevel: 'warning',
-});
+// The server is the disk's user: it takes the packages as they are built.
+const built = await bundlePrograms('bench/qcow', ['main', 'server']);
 process.chdir(projectRoot);
-await import(pathToFileURL(join(outdir, 'main.mjs')).href);
+await import(pathToFileURL(join(built, 'main.mjs')).href);

@@ -3,27 +3,14 @@
  */
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { bundlePrograms } from '../../scripts/bundle.mjs';
 import { projectRoot, setupOrExit } from '../../scripts/setup.mjs';
 
 const args = process.argv.slice(2);
 if (!['--no-setup', '--help', '-h'].some((option) => args.includes(option))) {
   setupOrExit(['s3', 's3peer']);
 }
-const { build } = await import('esbuild');
-const outdir = join(projectRoot, 'build/bench/s3');
-await build({
-  absWorkingDir: projectRoot,
-  // The server is the disk's user: it takes the packages as they are built.
-  entryPoints: ['bench/s3/main.ts', 'bench/s3/server.ts'],
-  outdir,
-  outExtension: { '.js': '.mjs' },
-  bundle: true,
-  platform: 'node',
-  format: 'esm',
-  target: 'node20',
-  packages: 'external',
-  sourcemap: 'inline',
-  logLevel: 'warning',
-});
+// The server is the disk's user: it takes the packages as they are built.
+const built = await bundlePrograms('bench/s3', ['main', 'server']);
 process.chdir(projectRoot);
-await import(pathToFileURL(join(outdir, 'main.mjs')).href);
+await import(pathToFileURL(join(built, 'main.mjs')).href);

@@ -1,18 +1,7 @@
 /** npm run bench:scsi [-- <million commands a round>]: what the SCSI layer itself costs a command. */
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { projectRoot } from '../../scripts/setup.mjs';
+import { bundlePrograms } from '../../scripts/bundle.mjs';
 
-const { build } = await import('esbuild');
-const outfile = join(projectRoot, 'build/bench/scsi.mjs');
-await build({
-  absWorkingDir: projectRoot,
-  entryPoints: ['bench/scsi/main.ts'],
-  outfile,
-  bundle: true,
-  platform: 'node',
-  format: 'esm',
-  target: 'node20',
-  logLevel: 'warning',
-});
-await import(pathToFileURL(outfile).href);
+const built = await bundlePrograms('bench/scsi', ['main']);
+await import(pathToFileURL(join(built, 'main.mjs')).href);

@@ -4,26 +4,17 @@
  */
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { bundle } from '../../scripts/bundle.mjs';
 import { projectRoot, setupOrExit } from '../../scripts/setup.mjs';
 import { buildZeroCopy, compile } from '../../scripts/zero-copy.mjs';
 
 setupOrExit(['kernel', 'bench', 'zero-copy']);
 const { out, release } = buildZeroCopy();
 compile(join(projectRoot, 'bench/zero-copy/peer.c'), join(out, 'peer'));
-const { build } = await import('esbuild');
-for (const name of ['main', 'handlers']) {
-  await build({
-    absWorkingDir: projectRoot,
-    entryPoints: [`bench/zero-copy/${name}.ts`],
-    outfile: join(out, `${name}.js`),
-    bundle: true,
-    platform: 'node',
-    format: 'esm',
-    target: 'node20',
-    packages: 'external',
-    logLevel: 'warning',
-  });
-}
+await bundle({
+  entryPoints: ['main', 'handlers'].map((name) => `bench/zero-copy/${name}.ts`),
+  outdir: out,
+});
 process.chdir(projectRoot);
 process.argv.push('--release', release);
 await import(pathToFileURL(join(out, 'main.js')).href);

@@ -86,7 +86,8 @@ export class CommandError extends TcmuError {}
 /**
  * A command's memory was used wrongly. Codes: `ERR_TCMU_BUFFER_REVOKED` (used after completion),
  * `ERR_TCMU_BUFFER_ESCAPED` (its ArrayBuffer was transferred or detached by somebody else),
- * `ERR_TCMU_BUFFER_RANGE` (outside the buffer).
+ * `ERR_TCMU_BUFFER_RANGE` (outside the buffer),
+ * `ERR_TCMU_BUFFER_READ_ONLY` (a store through `dataIn` into Data-Out, with zero copy).
  */
 export class BufferError extends TcmuError {}
 

@@ -285,6 +285,8 @@ export const INFO_CDB_LENGTH = 7;
 export const KFLAG_ZERO_COPY = 1;
 /** The command can be completed with KEEP_BUF, on a ring that says MAILBOX_KEEP_BUF_CMD. */
 export const KFLAG_KEEP_BUF = 2;
+/** With KFLAG_ZERO_COPY: the buffer that INFO_DATA_BYTES counts is Data-In; without it, Data-Out. */
+export const KFLAG_ZERO_COPY_DATA_IN = 8;
 export const TRANSFER_SLOT = 0;
 export const TRANSFER_OFFSET = 1;
 export const TRANSFER_LENGTH = 2;

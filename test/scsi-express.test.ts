@@ -147,6 +147,31 @@ describe('the express lane', () => {
     );
   });
 
+  test("takes zero-copy commands: between the file and the initiator's own pages", async () => {
+    const { disk, store } = await start('zero-copy', { zeroCopy: { minBytes: 0 } });
+    await disk.write(8, filled(16, 0xa5));
+    expect(Buffer.from(await disk.read(0, 32))).toEqual(
+      Buffer.concat([filled(8, 0), filled(16, 0xa5), filled(8, 0)]),
+    );
+    expect(express(disk)).toBe(2);
+    expect(store.calls).toBe(0);
+    expect(disk.kernel.state()).toMatchObject({ zeroCopied: 2, blocksInUse: 0 });
+  });
+
+  test('a READ that brings Data-Out of zero copy is left to the handler, which refuses', async () => {
+    const { disk, store } = await start('zero-copy-wrong-way', { zeroCopy: { minBytes: 0 } });
+    const errors: unknown[] = [];
+    disk.device.on('error', (error) => errors.push((error as { code?: unknown }).code));
+    await disk.write(0, filled(16, 1));
+    const dataOut = filled(16, 7);
+    const cdb = [0x28, 0, 0, 0, 0, 0, 0, 0, 16, 0];
+    expect((await disk.submit({ cdb, dataOut })).status).toBe(2);
+    expect(dataOut).toEqual(filled(16, 7));
+    expect(errors).toEqual(['ERR_TCMU_BUFFER_READ_ONLY']);
+    expect(await disk.read(0, 16)).toEqual(filled(16, 1));
+    expect([express(disk), store.calls]).toEqual([2, 1]);
+  });
+
   test('is not there for a store that does not offer it, nor when it is refused', async () => {
     const { disk, store } = await start('refused', { express: false });
     await disk.write(0, filled(1, 1));

@@ -4,6 +4,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import type { Command, KeptData } from '../lib/device/command.js';
 import { Device } from '../lib/device/device.js';
 import type { ScsiCommand } from '../lib/device/handler.js';
+import { BackingFile } from '../lib/io/backing-file.js';
 import {
   SimulatedDevice,
   type SimulatedDeviceOptions,
@@ -14,6 +15,8 @@ import { MemoryStore } from '../lib/store/index.js';
 
 const MiB = 2 ** 20;
 const ZERO_COPY = 1;
+const DIRECT_IO = 4;
+const DATA_IN = 8;
 let disk: SimulatedDisk | undefined;
 let kernel: SimulatedDevice | undefined;
 let device: Device | undefined;
@@ -76,7 +79,7 @@ describe('zero copy', () => {
     const pending = kernel.submit(READ);
     const [entry] = kernel.entries();
     expect(entry).toMatchObject({
-      kernelFlags: ZERO_COPY | 4,
+      kernelFlags: ZERO_COPY | DIRECT_IO | DATA_IN,
       segments: [{ offset: (8 << 20) + MiB, length: 8192 }],
     });
     await device.close({ deadline: 0 });
@@ -142,6 +145,59 @@ describe('zero copy', () => {
     expect(seen).toEqual([7, 7]);
     expect(dataOut.every((byte) => byte === 7)).toBe(true);
     expect(device?.lost).toBe(undefined);
+  });
+
+  test('a WRITE whose handler asks for dataIn alone is left alone', async () => {
+    const sim = await start((command) => {
+      expect(command.dataIn.length).toBe(8192);
+      command.complete();
+    });
+    const dataOut = new Uint8Array(8192).fill(7);
+    for (let n = 0; n < 2; n++) {
+      expect((await sim.submit({ cdb: [0x2a], dataOut })).status).toBe(0);
+    }
+    expect(dataOut.every((byte) => byte === 7)).toBe(true);
+    expect(device?.lost).toBe(undefined);
+  });
+
+  test("the library's own stores into a WRITE's data are refused before they happen", async () => {
+    const refused: unknown[] = [];
+    const file = await BackingFile.open(import.meta.filename, { readOnly: true });
+    const sim = await start((command) => {
+      const { dataIn } = command;
+      for (const store of [
+        () => dataIn.copyFrom(new Uint8Array(1)),
+        () => dataIn.fill(0),
+        () => dataIn.slice(4096).fill(1),
+        () => dataIn.readFrom(file, 0),
+        () => dataIn.segments(),
+      ]) {
+        try {
+          store();
+          refused.push(undefined);
+        } catch (error) {
+          refused.push((error as { code?: unknown }).code);
+        }
+      }
+      command.complete();
+    });
+    const dataOut = new Uint8Array(8192).fill(7);
+    expect((await sim.submit({ cdb: [0x2a], dataOut })).status).toBe(0);
+    expect(refused).toEqual(Array(5).fill('ERR_TCMU_BUFFER_READ_ONLY'));
+    expect(dataOut.every((byte) => byte === 7)).toBe(true);
+    expect(device?.lost).toBe(undefined);
+    await file.close();
+  });
+
+  test('a READ that comes with Data-Out fails, and nothing else does', async () => {
+    disk = await simulate(new MemoryStore({ size: MiB }), { zeroCopy: { minBytes: 0 } });
+    const errors: unknown[] = [];
+    disk.device.on('error', (error) => errors.push((error as { code?: unknown }).code));
+    const dataOut = new Uint8Array(8192).fill(7);
+    expect((await disk.kernel.submit({ cdb: READ.cdb, dataOut })).status).toBe(2);
+    expect(dataOut.every((byte) => byte === 7)).toBe(true);
+    expect(errors).toEqual(['ERR_TCMU_BUFFER_READ_ONLY']);
+    expect((await disk.read(0, 16)).length).toBe(8192);
   });
 
   test('a store into Data-Out costs the device, not the process', async () => {

@@ -46,6 +46,7 @@ inline constexpr size_t kAlign = 8;
 inline constexpr uint8_t kZeroCopy = 1;
 inline constexpr uint8_t kKeepBufferPossible = 2;
 inline constexpr uint8_t kDirectIo = 4;
+inline constexpr uint8_t kDataIn = 8;
 
 inline constexpr uint8_t kUnknownOp = 1;
 inline constexpr uint8_t kReadLengthValid = 2;

@@ -165,9 +165,11 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
   }
   memory_.put<uint32_t>(at + entry::kLengthAndOp, static_cast<uint32_t>(bytes) | entry::kCommand);
   memory_.put<uint16_t>(at + entry::kId, c.id);
-  if (window_)
-    memory_.put<uint8_t>(at + entry::kKernelFlags, c.zeroCopy ? entry::kZeroCopy | entry::kDirectIo
-                                                              : entry::kKeepBufferPossible);
+  if (window_) {
+    const uint8_t exposed = entry::kZeroCopy | entry::kDirectIo | (c.reads() ? entry::kDataIn : 0);
+    memory_.put<uint8_t>(at + entry::kKernelFlags,
+                         c.zeroCopy ? exposed : entry::kKeepBufferPossible);
+  }
   memory_.put<uint32_t>(at + entry::kIovCount, iovs);
   memory_.put<uint32_t>(at + entry::kBidiIovCount, bidiIovs);
   memory_.put<uint64_t>(at + entry::kCdbOffset, at + base);

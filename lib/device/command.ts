@@ -20,6 +20,7 @@ import {
   INFO_STRIDE,
   KFLAG_KEEP_BUF,
   KFLAG_ZERO_COPY,
+  KFLAG_ZERO_COPY_DATA_IN,
   MAILBOX_KEEP_BUF,
   MAILBOX_KEEP_BUF_CMD,
   MAILBOX_READ_LEN,
@@ -49,6 +50,8 @@ export interface CommandHost {
 const ACTIVE = 0;
 const COMPLETED = 1;
 const PUBLISHED = 2;
+
+const ZERO_COPY_BITS = KFLAG_ZERO_COPY | KFLAG_ZERO_COPY_DATA_IN;
 
 // A DataOwner, too; not said, since its part of that is stripped from the published types.
 /**
@@ -116,6 +119,12 @@ export class Command implements ScsiCommand {
   /** @internal */
   get inBase(): number {
     return this.bidiLength > 0 ? this.dataLength : 0;
+  }
+
+  /** Whether `dataIn` is Data-Out in truth, which can't be stored into. @internal */
+  get readOnly(): boolean {
+    const flags = kernelFlags(this.#host, this.slot);
+    return (flags & ZERO_COPY_BITS) === KFLAG_ZERO_COPY && this.bidiLength === 0;
   }
 
   get signal(): AbortSignal {
@@ -234,19 +243,20 @@ export class Command implements ScsiCommand {
     let readLength = 0;
     let zeroFrom = NO_ZERO;
     // With CHECK CONDITION and no READ_LEN the kernel delivers no data; any other status delivers the
-    // whole Data-In buffer. Which way the data goes the kernel doesn't say, and a handler may ask for
-    // both buffers and use one. Where a store would harm Data-Out (it is kept, or with zero copy the
-    // initiator's own) it takes a handler that wrote, or that asked for Data-In alone; else the kernel
-    // has zeroed.
+    // whole Data-In buffer. Which way the data goes the kernel says of zero-copy commands alone, and a
+    // handler may ask for both buffers and use one. Where a store would harm Data-Out that is kept, it
+    // takes a handler that wrote, or that asked for Data-In alone. Zero-copy Data-In has been zeroed.
     const isBidi = this.bidiLength > 0;
     const inAsked = this.#in !== undefined;
     const outAsked = this.#out !== undefined;
     const isDataIn =
       isBidi ||
       this.written > 0 ||
-      (this.#keep || (kernelFlags(this.#host, this.slot) & KFLAG_ZERO_COPY) !== 0
-        ? inAsked && !outAsked
-        : inAsked || !outAsked);
+      ((kernelFlags(this.#host, this.slot) & KFLAG_ZERO_COPY) !== 0
+        ? inAsked && !this.readOnly
+        : this.#keep
+          ? inAsked && !outAsked
+          : inAsked || !outAsked);
     const inLength = isBidi ? this.bidiLength : this.dataLength;
     if (isDataIn && this.#status !== Status.CHECK_CONDITION && this.written < inLength) {
       // The kernel looks at READ_LEN only where the data goes one way.
@@ -329,6 +339,7 @@ export class KeptData {
       slot,
       active: true,
       inBase: 0,
+      readOnly: true,
       written: 0,
       exposed: false,
       describe: () => `${deviceName}: kept buffer ${id}`,

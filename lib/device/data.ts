@@ -42,9 +42,12 @@ export interface DataOut {
 
 /**
  * Data to the initiator (SAM-5 Data-In Buffer): READ data, INQUIRY data. What the handler leaves
- * unwritten is never delivered as it was: it reads as zeros or is cut off as a residual. The exception is
- * a command whose `dataOut` was asked for as well, with nothing written, that is completed with
- * `completeKeeping()`, or comes by zero copy with its scrub off: it may as well be a write.
+ * unwritten is never delivered as it was: it reads as zeros or is cut off as a residual. The exceptions, both
+ * with nothing written: a command whose `dataOut` was asked for as well, completed with `completeKeeping()`
+ * (it may as well be a write); and one by zero copy with its scrub off whose `dataIn` was never asked for.
+ *
+ * By zero copy the data of a command that has none to receive can't be stored into: the methods that store throw
+ * BufferError `ERR_TCMU_BUFFER_READ_ONLY`, and asking for it does no harm.
  */
 export interface DataIn {
   /** Bytes that the initiator has room for, over all segments. */

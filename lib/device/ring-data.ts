@@ -21,6 +21,8 @@ export interface DataOwner {
   readonly active: boolean;
   /** First byte of Data-In in the slot's memory: behind Data-Out for a bidirectional command. */
   readonly inBase: number;
+  /** Data-In can't be stored into: it is Data-Out, of zero copy. */
+  readonly readOnly: boolean;
   /** Data-In's high-water mark, relative to `inBase`. */
   written: number;
   /** Raw memory has been handed out. */
@@ -32,6 +34,13 @@ function revoked(owner: DataOwner): BufferError {
   return new BufferError(
     'ERR_TCMU_BUFFER_REVOKED',
     `tcmu: ${owner.describe()}: its data was used after the command had been completed; finish with the data before complete(), or copy it`,
+  );
+}
+
+function readOnly(owner: DataOwner): BufferError {
+  return new BufferError(
+    'ERR_TCMU_BUFFER_READ_ONLY',
+    `tcmu: ${owner.describe()}: a store into dataIn, but the command's data goes the other way, and it is the initiator's own memory (zero copy): read dataOut`,
   );
 }
 
@@ -159,6 +168,7 @@ export class RingDataIn implements DataIn {
   /** Announces that `[start, start + length)` of this window is about to be written. */
   #claim(start: number, length: number): void {
     const owner = this.#owner;
+    if (owner.readOnly) throw readOnly(owner);
     const from = this.#start + start;
     if (from > owner.written) {
       owner.ring.fill(owner.slot, owner.inBase + owner.written, from - owner.written, 0);

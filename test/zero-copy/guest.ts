@@ -13,8 +13,6 @@ import { choose } from './scenarios.js';
 const here = dirname(fileURLToPath(import.meta.url));
 const parts = process.argv.slice(2);
 const chosen = choose(parts, process.env['TCMU_ZERO_COPY_FAULTS'] !== undefined);
-/** How much more time a slow kernel is given. */
-const slowness = Number(process.env['TCMU_ZERO_COPY_SLOWNESS'] ?? 1);
 let seen = 0;
 
 /** What the kernel has complained of since the last look. */
@@ -34,7 +32,7 @@ for (const { name, run, timeoutSeconds = 120 } of chosen) {
   try {
     await complaints(kit);
     await kit.sh(`rm -rf ${kit.dir} && mkdir -p ${kit.dir}`, { quiet: true });
-    await within(run(kit), timeoutSeconds * slowness, `scenario ${name}`);
+    await within(run(kit), timeoutSeconds, `scenario ${name}`);
     await kit.assertNoStuckTasks();
     kit.assertNothingLeft();
     const found = await complaints(kit);

@@ -15,6 +15,7 @@ const [release = '', ...parts] = process.argv.slice(2);
 const build = join(root, 'build/zero-copy', release);
 /** A kernel of one's own: its directory holds `image`, and the modules below `lib/modules/RELEASE`. */
 const directory = process.env['TCMU_ZERO_COPY_KERNEL'];
+const slowness = process.env['TCMU_ZERO_COPY_SLOWNESS'] ?? '5';
 const chosen = choose(parts, directory !== undefined);
 const kernel: string | Kernel =
   directory === undefined
@@ -44,7 +45,7 @@ const result = await runQemu({
     TCMU_ZERO_COPY_BUILD: build,
     ...(directory === undefined
       ? {}
-      : { TCMU_ZERO_COPY_FAULTS: '1', TCMU_ZERO_COPY_SLOWNESS: '5' }),
+      : { TCMU_ZERO_COPY_FAULTS: '1', TCMU_TEST_SLOWNESS: slowness }),
   },
   cpus: 2,
   memoryMb: Number(process.env['TCMU_ZERO_COPY_MEMORY'] ?? 2048),

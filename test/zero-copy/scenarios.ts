@@ -10,7 +10,7 @@ import { parseOutput } from '../../conformance/suite.js';
 import { compareWithFixture } from '../fidelity/compare.js';
 import type { FioJob, Kit, Served } from '../kernel/harness/kit.js';
 import { sleep } from '../kernel/harness/kit.js';
-import type { Proc } from '../kernel/harness/process.js';
+import { type Proc, slowness } from '../kernel/harness/process.js';
 
 export interface Scenario {
   readonly name: string;
@@ -27,6 +27,11 @@ const STOCK_FLAGS = 15;
 const ZERO_COPY_FLAGS = 1 + 2 + 4 + 16 + 32;
 const consumer = `${process.env['TCMU_ZERO_COPY_BUILD']}/consumer`;
 const iqn = 'iqn.2026-01.org.example:zc';
+
+/** The command that ends another. */
+function timeout(seconds: number): string {
+  return `timeout -k 5 ${seconds * slowness}`;
+}
 
 /** attrib/zc_stats. */
 async function statistics(k: Kit, name: string): Promise<Record<string, number>> {
@@ -131,19 +136,19 @@ function cdb(opcode: string, mib: number): string {
 async function initiate(k: Kit, disk: string): Promise<void> {
   await k.sh(`head -c 65536 /dev/urandom > ${k.dir}/out`);
   const write = async (mib: number): Promise<void> => {
-    await k.sh(`timeout 30 sg_raw -s 65536 -i ${k.dir}/out ${disk} ${cdb('2a', mib)}`);
-    await k.sh(`timeout 30 sg_raw -r 65536 -o ${k.dir}/in ${disk} ${cdb('28', mib)}`);
+    await k.sh(`${timeout(30)} sg_raw -s 65536 -i ${k.dir}/out ${disk} ${cdb('2a', mib)}`);
+    await k.sh(`${timeout(30)} sg_raw -r 65536 -o ${k.dir}/in ${disk} ${cdb('28', mib)}`);
     await k.sh(`cmp ${k.dir}/out ${k.dir}/in`);
   };
   // The order of probes[] in consumer.c.
   for (const mib of [1, 2, 3, 4, 8, 9]) await write(mib);
-  await k.sh(`timeout 30 sg_raw -r 65536 -o ${k.dir}/short ${disk} ${cdb('28', 5)}`);
+  await k.sh(`${timeout(30)} sg_raw -r 65536 -o ${k.dir}/short ${disk} ${cdb('28', 5)}`);
   await assertFilled(k, `${k.dir}/short`, 32768, '132');
-  const failed = await k.sh(`timeout 30 sg_raw -r 65536 ${disk} ${cdb('28', 6)}`, {
+  const failed = await k.sh(`${timeout(30)} sg_raw -r 65536 ${disk} ${cdb('28', 6)}`, {
     anyCode: true,
   });
   assert.match(failed.stderr, /Medium Error/i);
-  await k.sh(`timeout 30 sg_raw -r 65536 -o ${k.dir}/unfilled ${disk} ${cdb('28', 7)}`);
+  await k.sh(`${timeout(30)} sg_raw -r 65536 -o ${k.dir}/unfilled ${disk} ${cdb('28', 7)}`);
   await assertFilled(k, `${k.dir}/unfilled`, 65536, '000');
 }
 
@@ -207,7 +212,7 @@ async function conformance(
   for (const test of tests) {
     // A test that makes the suite hang or die has failed; so have those behind it, hence one at a time.
     const { stdout } = await k.sh(
-      `timeout -k 2 120 iscsi-test-cu --dataloss --test=ALL.${test} -v ${target.url} 2>&1`,
+      `${timeout(120)} iscsi-test-cu --dataloss --test=ALL.${test} -v ${target.url} 2>&1`,
       { anyCode: true, quiet: true, timeoutSeconds: 130 },
     );
     const results = parseOutput(stdout, 'no verdict');
@@ -344,6 +349,23 @@ const scenarios: readonly Scenario[] = [
     },
   },
   {
+    name: 'node',
+    about: 'a device that is removed while it is open lets go of its node when it is closed',
+    async run(k) {
+      const dir = `${k.dir}/nodes`;
+      await k.sh(`mkdir ${dir} && mount -t tmpfs tmpfs ${dir}`);
+      const backstore = await k.configfs.create({ name: 'c0', size: SIZE, extra: ['zero_copy=1'] });
+      const uio = k.configfs.uio('c0').slice('/dev/'.length);
+      await k.sh(`mknod ${dir}/${uio} c $(tr : ' ' < /sys/class/uio/${uio}/dev)`);
+      const proc = k.start([consumer, `${dir}/${uio}`, String(SIZE), 'memory'], { name: 'node' });
+      await proc.line(/^ready /);
+      await k.configfs.remove(backstore);
+      await proc.wait();
+      await k.sh(`umount ${dir}`);
+      assert.doesNotMatch(await k.out('dmesg | tail -n 20'), /Busy inodes after unmount/);
+    },
+  },
+  {
     name: 'access',
     about:
       'Data-Out is read-only; late touches fail in every mapping and process; short, failed and unfilled reads; KEEP_BUF and a scribbled entry do no harm',
@@ -377,7 +399,7 @@ const scenarios: readonly Scenario[] = [
         const blocks = (bytes / 512).toString(16).padStart(4, '0').replace(/../, '$& ');
         await k.sh(`head -c ${bytes} /dev/urandom > ${k.dir}/out`);
         const command = `53 00 00 00 00 00 00 ${blocks} 00`;
-        await k.sh(`timeout 30 sg_raw -s ${bytes} -i ${k.dir}/out ${disk} ${command}`);
+        await k.sh(`${timeout(30)} sg_raw -s ${bytes} -i ${k.dir}/out ${disk} ${command}`);
         await k.sh(
           `perl -e 'local $/; open F, "${k.dir}/out"; print ~<F>' | cmp - /sys/kernel/debug/tcmu_bidi_test/data_in`,
         );
@@ -569,14 +591,17 @@ const scenarios: readonly Scenario[] = [
   {
     name: 'stray',
     about:
-      "JavaScript stores into Data-Out: the initiator's memory is as it was, the device ends with a diagnosis that names the command",
+      "JavaScript stores into Data-Out: the initiator's memory is as it was, the device ends with a diagnosis that names the command; the library's own methods refuse, and nothing happens",
     async run(k) {
       const { proc, ready } = await k.program('stray', ['c0']);
       await k.sh(`head -c 65536 /dev/zero > ${k.dir}/zeros`);
+      await k.sh(
+        `${timeout(60)} sg_raw -s 65536 -i ${k.dir}/zeros ${ready['disk']} ${cdb('2a', 1)}`,
+      );
+      await proc.line(/^refused ERR_TCMU_BUFFER_READ_ONLY$/);
       const sg = k.start(
         [
-          'timeout',
-          '60',
+          ...timeout(60).split(' '),
           'sg_raw',
           '-s',
           '65536',
@@ -702,7 +727,7 @@ const scenarios: readonly Scenario[] = [
       const proc = await startConsumer(k, 'direct');
       const target = await exportIscsi(k, backstore);
       for (const family of ['Read10.Simple', 'Write10.Simple']) {
-        await k.sh(`timeout 60 iscsi-test-cu --dataloss --test=SCSI.${family} ${target.url}`, {
+        await k.sh(`${timeout(60)} iscsi-test-cu --dataloss --test=SCSI.${family} ${target.url}`, {
           timeoutSeconds: 70,
         });
       }
@@ -731,7 +756,7 @@ const scenarios: readonly Scenario[] = [
         const outer = await k.configfs.create({ name: 'c0', size: SIZE, extra: ['zero_copy=1'] });
         let proc = await startConsumer(k, mode, { path: disk });
         const target = await exportIscsi(k, outer);
-        const initiator = k.start(['sh', '-c', `exec timeout 90 ${load} ${target.url}`], {
+        const initiator = k.start(['sh', '-c', `exec ${timeout(90)} ${load} ${target.url}`], {
           name: 'initiator',
           echo: false,
         });
@@ -758,7 +783,7 @@ const scenarios: readonly Scenario[] = [
         await initiator.wait();
         if (mode === 'direct') {
           await k.sh(
-            `timeout 60 iscsi-test-cu --dataloss --test=SCSI.Read10.Simple ${target.url}`,
+            `${timeout(60)} iscsi-test-cu --dataloss --test=SCSI.Read10.Simple ${target.url}`,
             {
               timeoutSeconds: 70,
             },

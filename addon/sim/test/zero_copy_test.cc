@@ -108,7 +108,7 @@ TEST(aReadIsTheInitiatorsMemory) {
   const auto in = b.buffer(8192);
   b.read(1, in);
   const auto e = *b.handler->fetch();
-  CHECK_EQ(b.kernelFlags(e), entry::kZeroCopy | entry::kDirectIo);
+  CHECK_EQ(b.kernelFlags(e), entry::kZeroCopy | entry::kDirectIo | entry::kDataIn);
   CHECK_EQ(e.iovs.size(), 1);
   CHECK_EQ(e.iovs[0].offset, b.window());
   CHECK_EQ(e.iovs[0].length, 8192);

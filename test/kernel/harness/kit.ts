@@ -9,7 +9,7 @@ import assert from 'node:assert/strict';
 import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Configfs } from './configfs.js';
-import { Proc, type ShResult, type StartOptions, within } from './process.js';
+import { Proc, type ShResult, type StartOptions, slowness, within } from './process.js';
 
 export interface ShOptions {
   /** Default 60. */
@@ -176,11 +176,8 @@ export class Kit {
   }
 
   /** Polls until `look` answers something true. */
-  async waitFor<T>(
-    what: string,
-    look: () => T | Promise<T>,
-    seconds = 30,
-  ): Promise<NonNullable<T>> {
+  async waitFor<T>(what: string, look: () => T | Promise<T>, limit = 30): Promise<NonNullable<T>> {
+    const seconds = limit * slowness;
     const deadline = Date.now() + seconds * 1000;
     for (;;) {
       const found = await look();

@@ -34,7 +34,7 @@
 #include <unistd.h>
 
 enum { PAGE = 4096, BLOCK = 512, MIB = 1 << 20 };
-enum { KFLAG_ZERO_COPY = 1, KFLAG_KEEP_BUF_OK = 2, KFLAG_DIRECT_IO = 4 };
+enum { KFLAG_ZERO_COPY = 1, KFLAG_KEEP_BUF_OK = 2, KFLAG_DIRECT_IO = 4, KFLAG_DATA_IN = 8 };
 enum { UFLAG_READ_LEN = 2, UFLAG_KEEP_BUF = 4 };
 enum { GOOD = 0, CHECK_CONDITION = 2 };
 
@@ -355,6 +355,10 @@ static int read_write(struct command *c, struct entry *e, uint64_t lba) {
   const int writes = is_write(c);
   size_t offset = lba * BLOCK;
   if (offset + c->bytes > disk_bytes) return sense(e, 5, 0x21);
+  if (c->kflags & KFLAG_ZERO_COPY && writes == !!(c->kflags & KFLAG_DATA_IN)) {
+    fprintf(stderr, "kernel flags 0x%x of operation code 0x%02x\n", c->kflags, c->cdb[0]);
+    exit(1);
+  }
   if (mode[0] == 'n') return GOOD;
   if (mode[0] == 'h' && c->bytes >= 64 << 10) hold(c);
 
@@ -452,6 +456,7 @@ static int execute(struct command *c, struct entry *e) {
       uint8_t *in = c->bidi ? at(c, c->count) : NULL;
       probe_failed = 0;
       expect(in && c->kflags & KFLAG_ZERO_COPY, "no zero-copy Data-In");
+      expect(!(c->kflags & KFLAG_DATA_IN), "both lists are said to be Data-In");
       if (in) {
         expect(c->iov[c->count].len == c->bytes, "Data-In has another size");
         for (size_t i = 0; i < c->bytes && i < c->iov[c->count].len; i++) {

@@ -166,9 +166,10 @@ Kernel::Placed Kernel::place(Command& c, TimePoint now, bool mayExpose) {
   memory_.put<uint32_t>(at + entry::kLengthAndOp, static_cast<uint32_t>(bytes) | entry::kCommand);
   memory_.put<uint16_t>(at + entry::kId, c.id);
   if (window_) {
-    const uint8_t exposed = entry::kZeroCopy | entry::kDirectIo | (c.reads() ? entry::kDataIn : 0);
-    memory_.put<uint8_t>(at + entry::kKernelFlags,
-                         c.zeroCopy ? exposed : entry::kKeepBufferPossible);
+    const int flags = !c.zeroCopy ? entry::kKeepBufferPossible
+                                  : entry::kZeroCopy | entry::kDirectIo |
+                                        (c.reads() ? entry::kDataIn : 0);
+    memory_.put<uint8_t>(at + entry::kKernelFlags, static_cast<uint8_t>(flags));
   }
   memory_.put<uint32_t>(at + entry::kIovCount, iovs);
   memory_.put<uint32_t>(at + entry::kBidiIovCount, bidiIovs);

@@ -57,6 +57,9 @@ serve
                            them; a killed server loses nothing acknowledged
   --discard-journal        throw away what a journal or restart file holds and can't be applied any more
   --fencing none           take a store that can't keep two writers apart; make sure yourself
+  --lease <seconds>        answer from memory for that long after knowing that the disk is still ours; a server that takes
+                           over from one that was killed waits as long. Default 10; 0: neither
+  --assume-dead            don't wait: I know that the server before this one is dead
   --patience <seconds>     tell the initiator NOT READY after that long without the bucket. Default 25
   --statistics <seconds>   a line of counters, as JSON, on the standard error
 
@@ -188,6 +191,8 @@ function read(args: readonly string[]) {
         'discard-journal': FLAG,
         fencing: TEXT,
         patience: TEXT,
+        lease: TEXT,
+        'assume-dead': FLAG,
         statistics: TEXT,
         export: TEXT,
         iqn: TEXT,
@@ -282,8 +287,8 @@ function connectionOf(values: Values, env: NodeJS.ProcessEnv): ConnectOptions {
 }
 
 function openOptions(values: Values, key: KeySource | undefined): OpenOptions {
-  const seconds = (option: 'write-back' | 'patience'): number | undefined => {
-    const value = number(values, option);
+  const seconds = (option: 'write-back' | 'patience' | 'lease'): number | undefined => {
+    const value = number(values, option, undefined, option === 'lease' ? 0 : undefined);
     return value === undefined ? undefined : value * 1000;
   };
   return {
@@ -299,6 +304,8 @@ function openOptions(values: Values, key: KeySource | undefined): OpenOptions {
     uploads: number(values, 'uploads'),
     writeBackMs: seconds('write-back'),
     patienceMs: seconds('patience'),
+    leaseMs: seconds('lease'),
+    assumeDead: values['assume-dead'],
     cacheFile: values['cache-file'],
     cacheFileSize: sizeOf(values, 'cache-file-size'),
     journal: values['journal-on-this-host'],
@@ -343,6 +350,7 @@ type NumberOption =
   | 'uploads'
   | 'write-back'
   | 'patience'
+  | 'lease'
   | 'statistics'
   | 'max-sectors'
   | 'data-area-mb'

@@ -5,10 +5,10 @@
  * - A settled `flush`, a settled write with `fua`, and with `writeCache: false` every settled change, is in
  *   the bucket (with a journal: on this host's disk). After a crash the disk is what a prefix of the
  *   acknowledged changes made of it, everything flushed included.
- * - From the moment another writer has opened the disk, no flush of this one succeeds, not even one that has
- *   nothing to send (a journal's flush alone asks nobody), nor any change that has to be durable; what goes into the write
- *   cache is refused as soon as it has noticed: by its next flush or upload, or within `watchMs`. None of its
- *   later bytes is ever seen.
+ * - From the moment another writer has opened the disk, no change and no flush of this one succeeds, not even a
+ *   flush that has nothing to send, and none of its later bytes is ever seen. What goes into the write cache, or a
+ *   journal, is acknowledged under a lease (`engine/lease`), and opening waits until that of the writer before is over,
+ *   unless that was closed, or is dead for certain.
  * - What is read has been verified; damage is an error that names the object.
  * - While the bucket doesn't answer, what is in memory is served, writes are taken up to the dirty limit,
  *   and whoever waits longer than `patienceMs` is told NOT READY; nothing is acknowledged that isn't so.
@@ -38,6 +38,7 @@ import { FileCache } from './engine/file-cache.js';
 import { FrameCache } from './engine/frame-cache.js';
 import { collectSuperseded, type SweepResult, sweep } from './engine/garbage.js';
 import { Journal } from './engine/journal.js';
+import { waitFor } from './engine/lease.js';
 import { LogWriter } from './engine/log-writer.js';
 import { pinName } from './engine/names.js';
 import {
@@ -71,6 +72,8 @@ import { pinNow, pinOf } from './engine/snapshots.js';
 import { failureKind, type ObjectStore } from './object-store.js';
 
 const MiB = 1024 * 1024;
+/** For how long a closed disk tries to say that it is closed. */
+const RELEASE_PATIENCE_MS = 5000;
 
 export interface OpenOptions {
   /**
@@ -107,6 +110,15 @@ export interface OpenOptions {
   writeBackMs?: number | undefined;
   /** Milliseconds between looks for another writer (or, following, for news). Default 2000; 0: never. */
   watchMs?: number | undefined;
+  /**
+   * Milliseconds for which what is only in memory (or in a journal) is acknowledged without knowing from the
+   * bucket that the disk is still ours; then a change waits for that. Whoever opens the disk after us waits
+   * so long, if we were not closed. Default 10000, 60000 at most. 0: such a change may be
+   * acknowledged, and lost, after somebody else has opened the disk, for about `watchMs`.
+   */
+  leaseMs?: number | undefined;
+  /** You know that whoever wrote before is dead: don't wait for its lease. */
+  assumeDead?: boolean | undefined;
   /** Milliseconds a request may wait for the bucket, below the initiator's time-out. Default 25000. */
   patienceMs?: number | undefined;
   /** Default true. */
@@ -306,20 +318,47 @@ export class S3Disk implements BlockStore {
       if (options.discardJournal !== true) journal.check(await loadState(parts));
       journal.bequeath(writer);
     }
-    const state = await claim(parts, writer, conditional);
+    // What has to be durable asks the bucket by itself.
+    const isCached = (options.writeCache ?? true) && conditional;
+    const length = isCached ? (options.leaseMs ?? 10_000) : 0;
+    const isOver = (who: string): boolean =>
+      options.assumeDead === true || (journal?.isGone(who) ?? false);
+    const state = await claim(parts, writer, { length, isOver }, conditional);
+    const claimed = requests.clock.now();
     const [newest] = await listManifests(requests, prefix);
     const self = new S3Disk(parts, state, options, false);
     known(self);
-    self.#begin(state, writer, conditional, newest?.n ?? 0);
+    self.#begin(state, writer, conditional, length, newest?.n ?? 0);
+    await self.#waitForPredecessor(claimed);
     if (journal !== undefined) await self.#replay(journal, state);
     if (journal !== undefined && (options.journal !== undefined || self.writeCache)) {
       self.#journal = journal;
     } else await journal?.close(true);
+    // Whoever has come after us meanwhile ends this now.
+    await self.#log?.renew();
     void self.#watch();
     return self;
   }
 
-  #begin(state: DiskState, writer: string, conditional: boolean, newest: number): void {
+  /** Until it acknowledges nothing any more. Before a journal says that we were there: it tells that this is done. */
+  async #waitForPredecessor(claimed: number): Promise<void> {
+    const { clock, log, signal } = this.#requests;
+    const wait = claimed + waitFor(this.#state.predecessor.lease) - clock.now();
+    if (wait <= 0) return;
+    log(
+      'info',
+      `whoever wrote ${this.prefix} last was not closed: it may take itself for the writer for ${(wait / 1000).toFixed(1)} s more, which is waited for (--assume-dead, if you know better)`,
+    );
+    await clock.sleep(wait, signal);
+  }
+
+  #begin(
+    state: DiskState,
+    writer: string,
+    conditional: boolean,
+    lease: number,
+    newest: number,
+  ): void {
     const { codec, disk, prefix } = this.#parts;
     const options = this.#options;
     const { image, epoch, claims } = state;
@@ -340,6 +379,7 @@ export class S3Disk implements BlockStore {
         uploads: options.uploads ?? 8,
         patience: options.patienceMs ?? 25_000,
         conditional,
+        lease,
       },
       {
         durable: (facts) => this.#durable(facts),
@@ -358,6 +398,7 @@ export class S3Disk implements BlockStore {
         epoch,
         writer,
         claims,
+        lease: state.lease,
         logLimit: this.#logLimit,
         segmentLimit: this.#segmentLimit,
         segmentSize,
@@ -400,21 +441,31 @@ export class S3Disk implements BlockStore {
   async #watch(): Promise<void> {
     const { watchMs = 2000, writeBackMs = 2000 } = this.#options;
     const { clock, signal } = this.#requests;
-    const pace = Math.min(watchMs || Number.POSITIVE_INFINITY, writeBackMs);
+    const lease = this.#log?.lease.length || Number.POSITIVE_INFINITY;
+    const pause = watchMs === 0 ? Number.POSITIVE_INFINITY : Math.min(watchMs, lease / 3);
+    const pace = Math.min(pause, writeBackMs);
     let looked = clock.now();
+    let looking: Promise<void> | undefined;
     while (!signal.aborted) {
       await clock.sleep(pace, signal);
       if (signal.aborted) return;
       const now = clock.now();
       this.#log?.writeBack(now - writeBackMs);
-      if (watchMs === 0 || now - looked < watchMs) continue;
+      if (now - looked < pause || looking !== undefined) continue;
       looked = now;
-      try {
-        if (this.#log !== undefined) await this.#log.probe();
-        else await this.refresh();
-      } catch (error) {
-        if (!signal.aborted) this.#requests.log('warning', (error as Error).message);
-      }
+      // Not waited for: an answer that doesn't come holds nothing up.
+      looking = this.#lookAround().finally(() => {
+        looking = undefined;
+      });
+    }
+  }
+
+  async #lookAround(): Promise<void> {
+    try {
+      if (this.#log !== undefined) await this.#log.probe();
+      else await this.refresh();
+    } catch (error) {
+      if (!this.#requests.signal.aborted) this.#requests.log('warning', (error as Error).message);
     }
   }
 
@@ -551,12 +602,21 @@ export class S3Disk implements BlockStore {
   /** What a change waits for before it is acknowledged. */
   #settle(fua: boolean): MaybePromise<void> {
     if (fua || !this.writeCache) return this.#flush();
-    const log = this.#log;
-    if (this.#journal === undefined || log === undefined) return;
+    const log = this.#log as LogWriter;
     try {
-      return this.#journal.written(log)?.catch((error: unknown) => {
-        throw translate(error, 'write');
-      });
+      const written = this.#journal?.written(log);
+      // Last, and at once before the answer: whatever took its time, the disk is ours now.
+      if (written === undefined && log.lease.holds) return;
+      return this.#acknowledge(log, written);
+    } catch (error) {
+      throw translate(error, 'write');
+    }
+  }
+
+  async #acknowledge(log: LogWriter, written: Promise<void> | undefined): Promise<void> {
+    try {
+      await written;
+      await log.renew();
     } catch (error) {
       throw translate(error, 'write');
     }
@@ -593,7 +653,10 @@ export class S3Disk implements BlockStore {
     try {
       const log = this.#writable('flush');
       if (this.#journal === undefined || this.#options.journal === undefined) await log.flush();
-      else await this.#journal.flush(log);
+      else {
+        await this.#journal.flush(log);
+        if (!log.lease.holds) await log.renew();
+      }
     } catch (error) {
       throw translate(error, 'write');
     }
@@ -742,10 +805,13 @@ export class S3Disk implements BlockStore {
       const pin = { ...pinOf(this.#state, { name, kind: 'snapshot' }, log.durable), size };
       await savePin(this.#requests, this.prefix, pin);
       // Fenced meanwhile, the successor may have collected what we have just pinned.
-      await log.probe();
-      if (log.failure === undefined) return pin;
-      await this.#requests.delete([`${this.prefix}/${pinName(name)}`]);
-      throw log.failure;
+      try {
+        await log.verify();
+      } catch (error) {
+        await this.#requests.delete([`${this.prefix}/${pinName(name)}`]);
+        throw error;
+      }
+      return pin;
     });
   }
 
@@ -799,6 +865,7 @@ export class S3Disk implements BlockStore {
         await log.drain(Number.POSITIVE_INFINITY);
         await this.#serial;
         await log.drain(Number.POSITIVE_INFINITY);
+        await log.release(RELEASE_PATIENCE_MS);
         done = true;
       }
     } catch (error) {
@@ -838,7 +905,7 @@ function checkOptions(options: OpenOptions, disk: DiskRecord): void {
   if (options.journal !== undefined && options.restartFile !== undefined) {
     throw new ArgumentError('journal and restartFile exclude each other: a journal does both');
   }
-  const { segmentSize = 4 * MiB, uploads = 8, dirtyLimit = 64 * MiB } = options;
+  const { segmentSize = 4 * MiB, uploads = 8, dirtyLimit = 64 * MiB, leaseMs = 0 } = options;
   const good =
     segmentSize % disk.frameSize === 0 && segmentSize > 0 && segmentSize <= 4096 * disk.frameSize;
   if (!good) {
@@ -848,6 +915,9 @@ function checkOptions(options: OpenOptions, disk: DiskRecord): void {
   }
   if (!Number.isInteger(uploads) || uploads < 1 || uploads > 16) {
     throw new ArgumentError(`uploads ${uploads} must be 1 to 16`);
+  }
+  if (!(leaseMs >= 0 && leaseMs <= 60_000)) {
+    throw new ArgumentError(`leaseMs ${leaseMs} must be 0 to 60000`);
   }
   if (!(dirtyLimit >= segmentSize)) {
     throw new ArgumentError(`dirtyLimit ${dirtyLimit} must be at least the segment size`);

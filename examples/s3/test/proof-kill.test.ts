@@ -22,7 +22,12 @@ import { buildWriter, Writer } from './support/writer.js';
 
 const blocks = 2048;
 const size = blocks * 4096;
-const geometry = { segmentSize: 256 * 1024, logLimit: 2 * 1024 * 1024, cacheSize: 1024 * 1024 };
+const geometry = {
+  segmentSize: 256 * 1024,
+  logLimit: 2 * 1024 * 1024,
+  cacheSize: 1024 * 1024,
+  leaseMs: 500,
+};
 
 let program: string;
 beforeAll(async () => {

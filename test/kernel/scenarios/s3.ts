@@ -133,7 +133,7 @@ export default [
       proc.kill('SIGKILL');
       await proc.wait();
       // Another machine's turn: it sees what a disk shows whose power was cut.
-      const other = await bucket.serve('d1');
+      const other = await bucket.serve('d1', '--assume-dead');
       const again = await k.mount(other.disk);
       await k.sh(`diff -r ${tree} ${again}/tree && umount ${again}`);
       await k.sh(`e2fsck -fn ${other.disk}`);
@@ -152,7 +152,7 @@ export default [
     expectedInKernelLog: /I\/O error|Not Ready|critical target error|Buffer I\/O/i,
     async run(k) {
       const bucket = await Bucket.create(k, '64M');
-      const old = await bucket.serve('old');
+      const old = await bucket.serve('old', '--lease', '1');
       const blocks = (letter: string, disk: string) =>
         `head -c 1M /dev/zero | tr '\\0' ${letter} | dd of=${disk} bs=64k iflag=fullblock oflag=direct conv=fsync status=none`;
       await k.sh(blocks('A', old.disk));
@@ -161,6 +161,12 @@ export default [
         k.out(
           `dd if=${next.disk} bs=64k count=16 iflag=direct status=none | tr -d '\\0' | head -c 1`,
         );
+      // Into its cache, without a flush: its lease is over.
+      const cached = await k.sh(
+        `dd if=/dev/zero of=${old.disk} bs=4k count=1 oflag=direct status=none`,
+        { anyCode: true },
+      );
+      assert.notEqual(cached.code, 0, 'a replaced writer takes nothing into its cache');
       assert.equal(await read(), 'A', 'what was flushed has come over');
       for (let attempt = 0; attempt < 3; attempt++) {
         const { code } = await k.sh(blocks('B', old.disk), { anyCode: true });

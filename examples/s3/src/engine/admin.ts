@@ -219,6 +219,7 @@ export async function cloneDisk(
     cut: 1,
     cutEpoch: 0,
     cutWriter: NO_WRITER,
+    lease: 0,
     size: tail.image.size,
     claims: [],
     origins: [own, ...origins],

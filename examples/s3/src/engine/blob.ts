@@ -34,7 +34,7 @@ export interface BlobIdentity {
   readonly kind: BlobKind;
   /** Slot, chunk, leaf or checkpoint number. */
   readonly number: number;
-  /** Checkpoint it was made for. Of a segment: every slot before this one was durable by then. */
+  /** Checkpoint it was made for. Of a segment: every slot before this one was durable by then; of a claim: its lease. */
   readonly n: number;
   readonly epoch: number;
   /** 16 hexadecimal digits, drawn when the disk was opened for writing. */

@@ -46,6 +46,8 @@ export interface CheckpointParts {
   readonly epoch: number;
   readonly writer: string;
   readonly claims: readonly number[];
+  /** As our claim says. */
+  readonly lease: number;
   /** Bytes of log from which on a checkpoint is wanted. */
   readonly logLimit: number;
   /** Segments of log from which on a checkpoint is wanted. */
@@ -100,6 +102,7 @@ export class Checkpointer {
       writer,
       cut,
       ...this.#before(cut, old),
+      lease: this.#parts.lease,
       size: image.size,
       claims: this.#parts.claims,
       origins: old.origins,

@@ -52,6 +52,8 @@ export interface Manifest {
   /** Epoch and writer of the segment before `cut`. */
   readonly cutEpoch: number;
   readonly cutWriter: string;
+  /** Milliseconds of the lease of the writer that made it (`lease.ts`). */
+  readonly lease: number;
   /** Bytes of the disk at `cut`. */
   readonly size: number;
   /** Slots that were claimed or fenced: never deleted, they are what stops old writers. */

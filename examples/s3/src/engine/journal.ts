@@ -13,7 +13,7 @@
  * process that was replaced and lives on has the old ones. Who is about to apply a journal first notes itself in
  * `path.heirs`, a writer a line: when it dies over it, its claim is no reason not to begin again.
  *
- * A file: a line of JSON (disk, writer, epoch, claim, number of its first entry), then entries, one a write:
+ * A file: a line of JSON (disk, writer, epoch, claim, number of its first entry, process), then entries, one a write:
  * u32 magic, body length, CRC-32 of the body, number, data key; the body, encrypted as the disk's objects
  * are, is changes after each other: f64 slot, position, length, u32 type, u32 bytes of data, the data. An
  * entry that is cut ends the journal.
@@ -38,6 +38,7 @@ import type { DataOut } from 'tcmu';
 import type { BlobCodec } from './blob.js';
 import { DiskError } from './errors.js';
 import type { LogWriter } from './log-writer.js';
+import { isGone, processMark } from './process-mark.js';
 import type { DiskRecord } from './records.js';
 import type { Log } from './requests.js';
 
@@ -67,6 +68,8 @@ interface Owner {
   readonly claim: number;
   /** Number of the first entry: numbers are nonces and never come twice. */
   readonly first: number;
+  /** Its process (`process-mark.ts`). */
+  readonly process: string;
 }
 
 const datasync = promisify(fdatasync);
@@ -126,6 +129,13 @@ export class Journal {
   /** Whether there is anything that may have to be applied. */
   get holds(): boolean {
     return this.#found !== undefined && this.#found.changes.length > 0;
+  }
+
+  /** Whether that writer is the one whose files these are, and has ended: then so has its lease. */
+  isGone(writer: string): boolean {
+    const owner = this.#found?.owner;
+    if (owner?.disk !== this.#disk.id || owner.writer !== writer) return false;
+    return isGone(owner.process);
   }
 
   get #heirsPath(): string {
@@ -273,14 +283,14 @@ export class Journal {
       claims: readonly number[];
       epoch: number;
       writer: string;
-      predecessor: string;
+      predecessor: { writer: string };
     },
     discard: boolean,
     apply: (change: Change) => Promise<void>,
     settle: () => Promise<void>,
   ): Promise<number> {
     let changes = this.#lacking(claimed);
-    if (!this.#follows(claimed.predecessor)) {
+    if (!this.#follows(claimed.predecessor.writer)) {
       if (changes.length > 0 && !discard) throw this.#useless(changes.length);
       if (changes.length > 0) {
         this.#log(
@@ -298,7 +308,8 @@ export class Journal {
     if (changes.length > 0) await settle();
     const { epoch, writer } = claimed;
     const claim = claimed.claims.at(-1) as number;
-    this.#owner = { disk: this.#disk.id, writer, epoch, claim, first: 0 };
+    const process = processMark();
+    this.#owner = { disk: this.#disk.id, writer, epoch, claim, first: 0, process };
     this.#create();
     return changes.length;
   }

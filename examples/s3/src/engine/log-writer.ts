@@ -8,7 +8,11 @@
  * - Every slot is created under If-None-Match. Whoever opens the disk for writing claims the first slot
  *   that is missing, or puts a fence into a later one, so the upload that loses ends this writer for good:
  *   every waiting and later write and flush fails with `fenced`. A flush that has nothing to send looks into
- *   that slot instead: none succeeds that began when another writer had opened the disk.
+ *   the slot that would be next instead: none succeeds that began when another writer had opened the disk.
+ * - `lease` holds only for so long after a moment when the disk was ours; `renew` asks. It counts from before a
+ *   slot was first sent, once that and all before it are ours, and from before a look that found nobody else's in any slot
+ *   from the first that may be missing to the one never sent: a successor's claim would be in one of them, and claims are never deleted.
+ *   What we have sent may be: it may have arrived untold, been taken over and collected.
  * - No more than `WINDOW` slots are under way from the first missing one on, and a claim or fence leaves that many free behind itself: late uploads of an old writer fill slots that
  *   nobody reads.
  * - While the bucket does not answer, uploads are tried again for ever; callers wait, at most as long as
@@ -20,6 +24,7 @@ import type { DataOut } from 'tcmu';
 import { failureKind } from '../object-store.js';
 import { type BlobCodec, BlobKind, decodeHead, type EncodedBlob, HEADER_BYTES } from './blob.js';
 import { DiskError } from './errors.js';
+import { Lease, type Moment } from './lease.js';
 import { segmentName } from './names.js';
 import { isRefusal, isTransient, type Requests, unreachable } from './requests.js';
 import { FENCE_EPOCH, framesOf, MAX_RECORD_BLOCKS, OpenSegment, RecordType } from './segment.js';
@@ -48,6 +53,8 @@ export interface LogWriterOptions {
   readonly patience: number;
   /** Whether the store honours conditions; if not, a HEAD before the PUT is better than nothing. */
   readonly conditional: boolean;
+  /** Milliseconds (`lease.ts`). */
+  readonly lease: number;
 }
 
 export interface LogWriterEvents {
@@ -62,6 +69,8 @@ interface Sealed {
   readonly payload: Buffer;
   readonly records: Buffer;
   facts: SegmentFacts | undefined;
+  /** Before it was first sent. */
+  sent: Moment | undefined;
 }
 
 interface Waiter {
@@ -78,6 +87,7 @@ export class LogWriter {
   readonly #codec: BlobCodec;
   readonly #options: LogWriterOptions;
   readonly #events: LogWriterEvents;
+  readonly lease: Lease;
   #open: OpenSegment;
   /** When the first change came into it. */
   #openSince = 0;
@@ -105,6 +115,8 @@ export class LogWriter {
   /** Looks for a rival: the one under way, and the one that begins after it. */
   #looking: Promise<void> | undefined;
   #lookingNext: Promise<void> | undefined;
+  #renewing: Promise<void> | undefined;
+  #released = false;
   #holders = 0;
 
   /** @param slot the first to write */
@@ -119,6 +131,7 @@ export class LogWriter {
     this.#codec = codec;
     this.#options = options;
     this.#events = events;
+    this.lease = new Lease(requests.clock, options.lease);
     this.#durable = slot;
     this.#staging = Buffer.allocUnsafeSlow(options.segmentSize);
     this.#open = new OpenSegment(slot, options.blockSize, this.#staging);
@@ -273,15 +286,30 @@ export class LogWriter {
     return this.#lookingNext;
   }
 
-  /** @throws DiskError `fenced`, `unreachable`, `closed`; ObjectStoreError */
+  /**
+   * A claim that is there already is in the slot that we have never sent anything to, or in one that is under
+   * way, and then what waits for that one fails.
+   * @throws DiskError `fenced`, `unreachable`, `closed`; ObjectStoreError
+   */
   async #lookNow(patience: number): Promise<void> {
-    const requests = this.#requests;
+    const key = this.#key(this.#unsent);
+    await this.#orEnd(
+      this.#requests.retry(`get ${key}`, () => this.#assertNotTheirs(key), patience),
+    );
+  }
+
+  get #unsent(): number {
+    return this.#queue[0]?.slot ?? this.#open.slot;
+  }
+
+  #key(slot: number): string {
+    return `${this.#options.prefix}/${segmentName(slot)}`;
+  }
+
+  /** @throws what it does; when we are fenced, for ever */
+  async #orEnd(looking: Promise<unknown>): Promise<void> {
     try {
-      // Another writer's claim is behind all that has arrived; ours may have arrived untold.
-      for (let slot = this.#durable; ; slot = Math.max(slot + 1, this.#durable)) {
-        const key = `${this.#options.prefix}/${segmentName(slot)}`;
-        if (!(await requests.retry(`get ${key}`, () => this.#isOurs(key), patience))) break;
-      }
+      await looking;
     } catch (error) {
       if (!(error instanceof DiskError && error.failure === 'fenced')) throw error;
       this.#fail(error);
@@ -289,8 +317,49 @@ export class LogWriter {
     if (this.#failure !== undefined) throw this.#failure;
   }
 
-  /** @returns false when nobody's is there. @throws DiskError `fenced`; ObjectStoreError */
-  async #isOurs(key: string): Promise<boolean> {
+  /**
+   * Settled when what is in memory may be acknowledged.
+   * @throws DiskError `fenced`, `unreachable`, `closed`; ObjectStoreError
+   */
+  async renew(): Promise<void> {
+    const { clock } = this.#requests;
+    const until = clock.now() + this.#options.patience;
+    for (;;) {
+      if (this.#failure !== undefined) throw this.#failure;
+      if (this.#released) throw new DiskError('closed', 'write: the disk is closed');
+      if (this.lease.holds) return;
+      const left = until - clock.now();
+      // The bucket may answer, and each time too late.
+      if (left <= 0) throw unreachable('write', undefined);
+      this.#renewing ??= this.verify(left).finally(() => {
+        this.#renewing = undefined;
+      });
+      await this.#renewing;
+    }
+  }
+
+  /**
+   * That nobody had opened the disk when it began, or a little later.
+   * @throws DiskError `fenced`, `unreachable`, `closed`; ObjectStoreError
+   */
+  verify(patience = this.#options.patience): Promise<void> {
+    return this.#lookEverywhere((key) =>
+      this.#requests.retry(`get ${key}`, () => this.#assertNotTheirs(key), patience),
+    );
+  }
+
+  async #lookEverywhere(look: (key: string) => Promise<void>): Promise<void> {
+    const moment = this.lease.moment();
+    const slots: number[] = [];
+    for (let slot = this.#durable; slot <= this.#unsent; slot++) {
+      if (!this.#done.has(slot)) slots.push(slot);
+    }
+    await this.#orEnd(Promise.all(slots.map((slot) => look(this.#key(slot)))));
+    this.lease.proved(moment);
+  }
+
+  /** That a slot is empty, or ours. @throws DiskError `fenced`; ObjectStoreError */
+  async #assertNotTheirs(key: string): Promise<void> {
     const { counters, objects, signal } = this.#requests;
     counters.gets++;
     const range = { start: 0, end: HEADER_BYTES };
@@ -298,12 +367,13 @@ export class LogWriter {
     try {
       start = (await objects.get(key, { range, signal })).body;
     } catch (error) {
-      if (failureKind(error) === 'not-found') return false;
+      if (failureKind(error) === 'not-found') return;
       throw error;
     }
     const { header } = decodeHead(key, start);
-    if (header.writer === this.#options.writer) return true;
-    throw fenced(key, header.epoch, this.#options.epoch);
+    if (header.writer !== this.#options.writer) {
+      throw fenced(key, header.epoch, this.#options.epoch);
+    }
   }
 
   /** Sends on its way what is in the open segment, without waiting, if the first of it came by `since`. */
@@ -363,8 +433,8 @@ export class LogWriter {
       this.#spare = undefined;
     }
     this.#payloads.set(open.slot, payload);
-    const sealed = { slot: open.slot, payload, records: open.encodeRecords(), facts: undefined };
-    this.#queue.push(sealed);
+    const records = open.encodeRecords();
+    this.#queue.push({ slot: open.slot, payload, records, facts: undefined, sent: undefined });
     this.#open = new OpenSegment(open.slot + 1, this.#options.blockSize, this.#staging);
     this.#pump();
   }
@@ -409,6 +479,7 @@ export class LogWriter {
       this.#done.delete(this.#durable);
       this.#durable++;
       this.#dirty -= sealed.payload.length + sealed.records.length;
+      this.lease.proved(sealed.sent as Moment);
       this.#keep(sealed);
       this.#events.durable(sealed.facts as SegmentFacts);
     }
@@ -471,6 +542,7 @@ export class LogWriter {
     const body = blob.parts;
     const crc = crcOf(body);
     const requests = this.#requests;
+    sealed.sent = this.lease.moment();
     for (let attempt = 0; ; attempt++) {
       if (this.#failure !== undefined) throw this.#failure;
       try {
@@ -524,14 +596,32 @@ export class LogWriter {
     throw fenced(key, header.epoch, this.#options.epoch);
   }
 
-  /** Looks whether somebody has taken over while nothing was written. */
+  /** Looks whether somebody has taken over: while nothing is sent, which would tell, or the lease ages. */
   async probe(): Promise<void> {
-    if (this.#failure !== undefined || this.#underWay.size > 0 || this.#queue.length > 0) return;
+    const isBusy = this.#underWay.size > 0 || this.#queue.length > 0;
+    if (this.#failure !== undefined || (isBusy && !this.lease.ages)) return;
     try {
-      await this.#isOurs(`${this.#options.prefix}/${segmentName(this.#durable)}`);
+      await this.#lookEverywhere((key) => this.#assertNotTheirs(key));
     } catch (error) {
-      if (error instanceof DiskError && error.failure === 'fenced') this.#fail(error);
-      else this.#requests.log('info', (error as Error).message);
+      if (error !== this.#failure) this.#requests.log('info', (error as Error).message);
+    }
+  }
+
+  /**
+   * The last thing: tells who opens the disk next that nothing will be acknowledged any more. Otherwise they wait.
+   */
+  async release(patience: number): Promise<void> {
+    this.#released = true;
+    if (this.lease.length === 0 || this.#failure !== undefined) return;
+    this.#note(RecordType.release, 0);
+    try {
+      await this.drain(patience);
+    } catch (error) {
+      if (this.#failure !== undefined) return;
+      this.#requests.log(
+        'warning',
+        `${(error as Error).message}: whoever opens the disk next waits for our lease, ${this.lease.length / 1000} s`,
+      );
     }
   }
 

@@ -68,6 +68,7 @@ function initialManifest(prefix: string, { id, size }: DiskRecord): Manifest {
     cut: 1,
     cutEpoch: 0,
     cutWriter: NO_WRITER,
+    lease: 0,
     size,
     claims: [],
     origins,
@@ -84,8 +85,10 @@ export class DiskState {
   slot: number;
   epoch: number;
   writer: string;
-  /** Who wrote before this writer's claim. */
-  predecessor = NO_WRITER;
+  /** Milliseconds for which the writer may acknowledge what the bucket lacks; 0 once it has ended by itself. */
+  lease: number;
+  /** Who wrote before this writer's claim, and its lease. */
+  predecessor = { writer: NO_WRITER, lease: 0 };
   /** And fences. */
   readonly claims: number[];
   readonly #ends = new Map<number, number>();
@@ -105,6 +108,7 @@ export class DiskState {
     this.slot = manifest.cut;
     this.epoch = manifest.cutEpoch;
     this.writer = manifest.cutWriter;
+    this.lease = manifest.lease;
     this.claims = [...manifest.claims];
     // The first one is created with the disk.
     this.committed = manifest.n === 0;
@@ -153,12 +157,16 @@ export class DiskState {
       }
       this.image.apply(segment);
       for (const { type, block: n } of segment.records) {
+        if (type === RecordType.release) this.lease = 0;
         if (type !== RecordType.checkpoint) continue;
         if (n > this.manifest.n) await this.#adopt(n, header.epoch);
         if (n === this.manifest.n && header.epoch === this.manifest.epoch) this.committed = true;
       }
       if (!isFence) {
-        if (isClaim) this.predecessor = this.writer;
+        if (isClaim) {
+          this.predecessor = { writer: this.writer, lease: this.lease };
+          this.lease = header.n;
+        }
         this.epoch = header.epoch;
         this.writer = header.writer;
       }
@@ -177,7 +185,9 @@ export class DiskState {
     const looked = new Set([...behind.slice(0, WINDOW), ...behind.slice(-1)]);
     for (const slot of looked) {
       const segment = await this.#reader.read(slot);
-      if (segment === undefined || segment.facts.header.n <= this.slot) continue;
+      // Claims and fences prove nothing of the kind.
+      if (segment === undefined || segment.records.length === 0) continue;
+      if (segment.facts.header.n <= this.slot) continue;
       const { prefix } = this.#parts;
       throw damaged(
         `${prefix}/${segmentName(this.slot)}`,
@@ -317,10 +327,15 @@ export async function probeFencing(requests: Requests, prefix: string, id: strin
  *
  * A writer that is faster than we may fill that slot first, again and again, or collect what we are
  * reading. Then a fence goes up ahead of the log: the older one can't pass it, so we come to the end.
+ *
+ * @param lease our own, in milliseconds, and whether that of a writer is over for certain. The claim names the
+ *   longest that whoever comes after us has to wait for: we may die before the one before us is over
+ * @returns the state; its predecessor's lease is 0 when it is over
  */
 export async function claim(
   parts: OpeningParts,
   writer: string,
+  lease: { readonly length: number; isOver(writer: string): boolean },
   conditional: boolean,
 ): Promise<DiskState> {
   const { requests, codec, prefix, disk } = parts;
@@ -338,7 +353,9 @@ export async function claim(
       const mine = state.slot;
       // Neither what an old writer has under way nor a fence, ours or one left behind, is in our way.
       const next = Math.max(mine + WINDOW, fence + 1, state.lastKnown + 1);
-      const ours = { ...identity, number: mine, epoch: state.epoch + 1 };
+      if (lease.isOver(state.writer)) state.lease = 0;
+      const n = Math.max(lease.length, state.lease);
+      const ours = { ...identity, number: mine, n, epoch: state.epoch + 1 };
       if (await claimSlot(parts, ours, next, conditional)) {
         await state.advance(mine + 1);
         if (state.writer !== writer || state.claims.at(-1) !== mine) return undefined;

@@ -18,8 +18,10 @@ import { DiskError } from './errors.js';
 
 /** Time and chance, given from outside so that tests repeat. */
 export interface Clock {
-  /** Milliseconds. */
+  /** Milliseconds, steady. */
   now(): number;
+  /** Milliseconds of the time of day, which may step. */
+  wall(): number;
   /** Settles after `ms`, or at once when `signal` is aborted. */
   sleep(ms: number, signal?: AbortSignal): Promise<void>;
   /** 0 to 1. */
@@ -28,6 +30,7 @@ export interface Clock {
 
 export const systemClock: Clock = {
   now: () => performance.now(),
+  wall: () => Date.now(),
   random: () => Math.random(),
   sleep: (ms, signal) =>
     new Promise((resolve) => {

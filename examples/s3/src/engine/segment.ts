@@ -4,7 +4,8 @@
  *
  * Records, 16 bytes: u8 type, u32 blocks at 4, f64 at 8: the block on the disk; for `resize` the blocks
  * that the disk has from now on; for `checkpoint` the number of the manifest, of the segment's own epoch,
- * that counts from now on. A claim is a segment without records: the first of its epoch.
+ * that counts from now on; `release`: the writer acknowledges nothing any more. A claim is a segment without
+ * records: the first of its epoch. Its header's `n` is the writer's lease in milliseconds.
  *
  * A fence is a claim that claims nothing: its epoch is that of no writer. Whoever opens the disk puts it far
  * ahead of a writer at work, which ends there; readers go on behind it, where only a claim, or another fence,
@@ -13,7 +14,7 @@
 import type { DataOut } from 'tcmu';
 import { damaged } from './errors.js';
 
-export const RecordType = { data: 1, zero: 2, resize: 3, checkpoint: 4 } as const;
+export const RecordType = { data: 1, zero: 2, resize: 3, checkpoint: 4, release: 5 } as const;
 export type RecordType = (typeof RecordType)[keyof typeof RecordType];
 
 export interface LogRecord {
@@ -72,7 +73,7 @@ export class OpenSegment {
     return offset;
   }
 
-  /** Zeros, a new size, a checkpoint. */
+  /** Zeros, a new size, a checkpoint, the end. */
   note(type: Exclude<RecordType, 1>, block: number, blocks = 0): void {
     this.#record(type, block, blocks);
   }
@@ -113,7 +114,7 @@ export function decodeRecords(key: string, bytes: Buffer): LogRecord[] {
   for (let at = 0; at < bytes.length; at += RECORD_BYTES) {
     const type = bytes[at] as RecordType;
     const block = bytes.readDoubleLE(at + 8);
-    if (type < 1 || type > 4 || !Number.isSafeInteger(block) || block < 0) {
+    if (type < 1 || type > 5 || !Number.isSafeInteger(block) || block < 0) {
       throw damaged(key, 'its list of changes makes no sense');
     }
     records.push({ type, blocks: bytes.readUInt32LE(at + 4), block });

@@ -13,6 +13,7 @@ export const PREFIX = 'disks/d0';
 /** A thousand times as fast as the world's; an endless sleep ends by its signal alone. */
 export const quickClock: Clock = {
   now: () => performance.now() * 1000,
+  wall: () => performance.now() * 1000,
   random: () => 0.5,
   sleep: (ms, signal) =>
     new Promise((resolve) => {
@@ -37,6 +38,7 @@ export const SMALL: OpenOptions = {
   uploads: 4,
   writeBackMs: Number.POSITIVE_INFINITY,
   watchMs: 0,
+  leaseMs: 0,
   patienceMs: Number.POSITIVE_INFINITY,
   clock: quickClock,
 };

@@ -1,4 +1,4 @@
-/** The writer of test/programs as a child process: what it said, and its end. */
+/** A program of test/programs as a child process: what it said, and its end. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -8,13 +8,13 @@ import type { WriterPlan } from '../programs/writer.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
-/** Bundles the program for plain Node. @returns its file */
-export async function buildWriter(): Promise<string> {
+/** Bundles a program for plain Node. @returns its file */
+export async function buildWriter(name = 'writer'): Promise<string> {
   // Inside the package, so that the program finds its dependencies; by process, so that test files don't meet.
-  const outfile = join(root, `build/test/writer-${process.pid}.mjs`);
+  const outfile = join(root, `build/test/${name}-${process.pid}.mjs`);
   mkdirSync(join(root, 'build/test'), { recursive: true });
   await build({
-    entryPoints: [join(root, 'test/programs/writer.ts')],
+    entryPoints: [join(root, `test/programs/${name}.ts`)],
     outfile,
     bundle: true,
     platform: 'node',
@@ -86,6 +86,15 @@ export class Writer {
       this.#waiting.add(look);
       look();
     });
+  }
+
+  /** As a machine does that is stopped, and goes on later. */
+  stop(): void {
+    this.#child.kill('SIGSTOP');
+  }
+
+  goOn(): void {
+    this.#child.kill('SIGCONT');
   }
 
   /** SIGKILL, and wait until all it said has come. */

@@ -203,6 +203,8 @@ export class S3Disk implements BlockStore {
   /** Checkpoints, snapshots and sweeps, one after the other. */
   #serial: Promise<unknown> = Promise.resolve();
   #reloading: Promise<void> | undefined;
+  /** Checkpoints that somebody waits for. */
+  #wanted = 0;
   #logBytes = 0;
   #closed = false;
   #counts = {
@@ -270,7 +272,9 @@ export class S3Disk implements BlockStore {
       disk,
       // Of what was written lately as much is kept as is there, up to half; the rest is for what was read.
       cache: new FrameCache(cacheSize, () =>
-        self === undefined ? 0 : (self.#log?.residentBytes ?? 0),
+        self === undefined
+          ? 0
+          : (self.#log?.residentBytes ?? 0) + (self.#checkpointer?.loadedBytes ?? 0),
       ),
       fileCache,
       payload: (slot) => (self === undefined ? undefined : self.#log?.payload(slot)),
@@ -402,9 +406,11 @@ export class S3Disk implements BlockStore {
         logLimit: this.#logLimit,
         segmentLimit: this.#segmentLimit,
         segmentSize,
+        loadLimit: Math.min(64 * MiB, (options.cacheSize ?? 64 * MiB) / 4),
       },
       newest,
     );
+    this.#requests.background.owed = () => this.#owed;
   }
 
   get #logLimit(): number {
@@ -486,6 +492,13 @@ export class S3Disk implements BlockStore {
       this.#logBytes > this.#logLimit * times ||
       this.#image.segments.size > this.#segmentLimit * times
     );
+  }
+
+  /** How much of what the log may be too long it is: from 0 to 1, where writes wait. */
+  get #owed(): number {
+    if (this.#wanted > 0) return 1;
+    const bytes = this.#logBytes / this.#logLimit;
+    return Math.max(bytes, this.#image.segments.size / this.#segmentLimit) - 1;
   }
 
   #measureLog(): void {
@@ -788,7 +801,12 @@ export class S3Disk implements BlockStore {
   async checkpoint(): Promise<void> {
     const log = this.#writable('checkpoint');
     await log.flush();
-    await this.#runCheckpoint(true);
+    this.#wanted++;
+    try {
+      await this.#runCheckpoint(true);
+    } finally {
+      this.#wanted--;
+    }
   }
 
   /**

@@ -10,8 +10,19 @@
  * A new version may hold newer data than the manifest's `cut`: that is harmless, because the record is
  * behind everything that was in the log when the chunk was put together, so nobody uses the manifest
  * who has not all of that too.
+ *
+ * Every request of it, and every piece of data that it copies to the end of the log, takes its turn in the
+ * background: while somebody waits for a flush, no more than one piece is ahead of it there.
  */
-import { type BlobCodec, BlobKind } from './blob.js';
+import { WIDTH } from './background.js';
+import {
+  type BlobCodec,
+  BlobKind,
+  type FrameEntry,
+  frameOffset,
+  storedLength,
+  tableEntry,
+} from './blob.js';
 import {
   type ChunkRef,
   chunkRef,
@@ -28,11 +39,12 @@ import type { LogWriter } from './log-writer.js';
 import { chunkName, leafName, manifestName, segmentName } from './names.js';
 import type { Requests } from './requests.js';
 import { FENCE_EPOCH, framesOf } from './segment.js';
+import type { SegmentFacts } from './segment-facts.js';
 
-/** Chunks put together at a time. */
-const PARALLEL = 4;
-/** Bytes of segments loaded again for one checkpoint, at most. */
-const LOAD_LIMIT = 64 * 1024 * 1024;
+/** Frames of a segment that one request loads. */
+const LOAD_FRAMES = 16;
+/** Bytes copied to the end of the log at a time while somebody waits for it; two segments otherwise. */
+const RELOCATE_BYTES = 256 * 1024;
 /** Below this share of a chunk its data is rather copied to the end of the log. */
 const SPARSE_SHARE = 8;
 const FOREVER = Number.POSITIVE_INFINITY;
@@ -53,6 +65,8 @@ export interface CheckpointParts {
   /** Segments of log from which on a checkpoint is wanted. */
   readonly segmentLimit: number;
   readonly segmentSize: number;
+  /** Bytes of segments loaded again for one checkpoint, at most, but at least one segment. */
+  readonly loadLimit: number;
 }
 
 export interface CheckpointResult {
@@ -66,11 +80,17 @@ type Updates = Map<number, ChunkRef | undefined>;
 export class Checkpointer {
   readonly #parts: CheckpointParts;
   #n: number;
+  #loadedBytes = 0;
 
   /** @param n the highest number any manifest has had */
   constructor(parts: CheckpointParts, n: number) {
     this.#parts = parts;
     this.#n = n;
+  }
+
+  /** Bytes of memory for segments that were loaded again. */
+  get loadedBytes(): number {
+    return this.#loadedBytes;
   }
 
   /**
@@ -79,7 +99,11 @@ export class Checkpointer {
    * @throws DiskError `fenced`, `damaged`, `closed`; ObjectStoreError
    */
   run(all: boolean): Promise<CheckpointResult | undefined> {
-    return this.#parts.log.holding(() => this.#run(all));
+    return this.#parts.log
+      .holding(() => this.#run(all))
+      .finally(() => {
+        this.#loadedBytes = 0;
+      });
   }
 
   async #run(all: boolean): Promise<CheckpointResult | undefined> {
@@ -93,6 +117,7 @@ export class Checkpointer {
     const bytesRelocated = await this.#relocate(relocate, cut, loaded);
     const updates = await this.#destage(destage, n, loaded);
     loaded.clear();
+    this.#loadedBytes = 0;
     const old = image.map.manifest;
     const objects: { name: string; born: number }[] = [];
     const { leaves, changed } = await this.#leaves(updates, n, objects);
@@ -139,7 +164,7 @@ export class Checkpointer {
 
   /** So that half of what the log may hold is left, in bytes and in segments. */
   #chooseCut(): number {
-    const { image, log, logLimit, segmentLimit } = this.#parts;
+    const { image, log, logLimit, segmentLimit, loadLimit } = this.#parts;
     let bytes = 0;
     for (const { header } of image.segments.values()) bytes += header.length;
     let segments = image.segments.size;
@@ -149,7 +174,7 @@ export class Checkpointer {
       if (slot >= log.durable) break;
       if (bytes <= logLimit / 2 && segments <= segmentLimit / 2) break;
       if (log.payload(slot) === undefined) load += header.length;
-      if (load > LOAD_LIMIT && cut > image.map.manifest.cut) break;
+      if (load > loadLimit && cut > image.map.manifest.cut) break;
       bytes -= header.length;
       segments--;
       // Behind a claim, slots are left out.
@@ -160,7 +185,7 @@ export class Checkpointer {
 
   /** Data of the segments before `cut` that still counts, in memory. */
   async #load(cut: number): Promise<Map<number, Buffer>> {
-    const { image, log, requests, prefix, codec } = this.#parts;
+    const { image, log } = this.#parts;
     const loaded = new Map<number, Buffer>();
     const missing: number[] = [];
     for (const slot of image.segments.keys()) {
@@ -169,13 +194,35 @@ export class Checkpointer {
       if (payload === undefined) missing.push(slot);
       else loaded.set(slot, payload);
     }
-    await inParallel(missing, PARALLEL, async (slot) => {
-      const key = `${prefix}/${segmentName(slot)}`;
-      const { body } = await requests.get(key, {}, FOREVER);
-      const [, ...frames] = codec.decode(key, body, codec.diskId).frames;
-      loaded.set(slot, Buffer.concat(frames));
+    await inParallel(missing, WIDTH, async (slot) => {
+      const payload = await this.#loadSegment(image.segments.get(slot) as SegmentFacts);
+      loaded.set(slot, payload);
     });
     return loaded;
+  }
+
+  /** A segment's data, a piece at a time. */
+  async #loadSegment({ header, table }: SegmentFacts): Promise<Buffer> {
+    const { requests, prefix, codec } = this.#parts;
+    const key = `${prefix}/${segmentName(header.number)}`;
+    const entries = Array.from({ length: header.frames }, (_, frame) => tableEntry(table, frame));
+    const lengths = entries.slice(1).map(({ raw }) => raw);
+    const payload = Buffer.allocUnsafeSlow(lengths.reduce((sum, raw) => sum + raw, 0));
+    this.#loadedBytes += payload.length;
+    let at = 0;
+    // Frame 0 is the list of changes.
+    for (let first = 1; first < header.frames; first += LOAD_FRAMES) {
+      const behind = Math.min(first + LOAD_FRAMES, header.frames);
+      const start = frameOffset(table, first);
+      const range = { start, end: frameOffset(table, behind) };
+      const { body } = await requests.background.run(() => requests.get(key, { range }, FOREVER));
+      for (let frame = first, from = 0; frame < behind; frame++) {
+        const stored = body.subarray(from, (from += storedLength(table, frame)));
+        const entry = entries[frame] as FrameEntry;
+        at += codec.decodeFrame(key, header, codec.diskId, frame, entry, stored).copy(payload, at);
+      }
+    }
+    return payload;
   }
 
   #plan(cut: number, all: boolean): { destage: number[]; relocate: number[] } {
@@ -210,10 +257,16 @@ export class Checkpointer {
     loaded: ReadonlyMap<number, Buffer>,
   ): Promise<number> {
     const { image, log, segmentSize } = this.#parts;
+    const { background } = this.#parts.requests;
     const { blockSize, chunkSize } = image.geometry;
     let moved = 0;
+    let settled = 0;
     for (const chunk of chunks) {
-      if (!log.room(chunkSize)) await log.makeRoom(chunkSize, FOREVER);
+      if (moved - settled >= (background.yields ? RELOCATE_BYTES : 2 * segmentSize)) {
+        await background.run(() => log.drain(FOREVER));
+        settled = moved;
+      }
+      if (!log.room(chunkSize)) await log.makeRoomWithin(chunkSize, FOREVER);
       const first = (chunk * chunkSize) / blockSize;
       const runs = [...(image.index.of(chunk) ?? [])];
       for (let i = 0; i < runs.length; i += RUN) {
@@ -247,7 +300,7 @@ export class Checkpointer {
     loaded: ReadonlyMap<number, Buffer>,
   ): Promise<Updates> {
     const updates: Updates = new Map();
-    await inParallel(chunks, PARALLEL, async (chunk) => {
+    await inParallel(chunks, WIDTH, async (chunk) => {
       const frames = await this.#merge(chunk, loaded);
       if (frames.every(({ length }) => length === 0)) {
         updates.set(chunk, undefined);
@@ -291,7 +344,7 @@ export class Checkpointer {
 
   /** From the chunk's version that counts. */
   async #fillGaps(chunk: number, bytes: Buffer, gaps: readonly [number, number][]): Promise<void> {
-    const { image } = this.#parts;
+    const { image, requests } = this.#parts;
     const { frameSize } = image.geometry;
     const ref = await image.map.lookup(chunk);
     if (ref === undefined) return;
@@ -307,7 +360,9 @@ export class Checkpointer {
       let count = 1;
       while (list[i + count] === (list[i] as number) + count) count++;
       const first = list[i] as number;
-      const frames = await Promise.all(image.chunkFrames(chunk, ref, first, count));
+      const frames = await requests.background.run(() =>
+        Promise.all(image.chunkFrames(chunk, ref, first, count)),
+      );
       for (const [j, frame] of frames.entries()) old.set(first + j, frame);
       i += count;
     }
@@ -337,7 +392,7 @@ export class Checkpointer {
       const group = byLeaf.get(index) ?? new Map();
       byLeaf.set(index, group.set(chunk - index * LEAF_CHUNKS, ref));
     }
-    await inParallel([...byLeaf], PARALLEL, async ([index, group]) => {
+    await inParallel([...byLeaf], WIDTH, async ([index, group]) => {
       const ref = leaves.get(index);
       const refs = new Map<number, ChunkRef>();
       if (ref !== undefined) {
@@ -373,7 +428,7 @@ export class Checkpointer {
   async #put(name: string, kind: BlobKind, number: number, n: number, frames: readonly Buffer[]) {
     const { codec, requests, prefix, epoch, writer } = this.#parts;
     const blob = await codec.encode({ kind, number, n, epoch, writer }, frames);
-    await requests.create(`${prefix}/${name}`, blob.parts, FOREVER);
+    await requests.background.run(() => requests.create(`${prefix}/${name}`, blob.parts, FOREVER));
     return blob;
   }
 }

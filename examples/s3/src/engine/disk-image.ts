@@ -169,7 +169,7 @@ export class DiskImage {
     const jobs: Promise<unknown>[] = [];
     this.#collect(position, data.length, data, jobs);
     if (jobs.length === 0) return;
-    return this.#finish(position, data, jobs);
+    return this.#parts.requests.background.ahead(this.#finish(position, data, jobs));
   }
 
   async #finish(position: number, data: DataIn, first: Promise<unknown>[]): Promise<void> {

@@ -13,6 +13,9 @@ import { loadManifest } from './opening.js';
 import { type DiskRecord, listPins, type Pin } from './records.js';
 import type { Requests } from './requests.js';
 
+/** Keys deleted by one request while somebody waits. */
+const SMALL_BATCH = 16;
+
 /** What a checkpoint replaced. */
 export interface Superseded {
   /** Of the manifest that counts now. */
@@ -30,7 +33,7 @@ export async function collectSuperseded(
   prefix: string,
   { n, manifest, objects, slots }: Superseded,
 ): Promise<number> {
-  const pins = await listPins(requests, prefix);
+  const pins = await requests.background.run(() => listPins(requests, prefix));
   const doomed = objects
     .filter(({ born }) => !pins.some((pin) => pin.n >= born && pin.n < n))
     .map(({ name }) => name);
@@ -38,10 +41,14 @@ export async function collectSuperseded(
     doomed.push(manifestName(manifest.n, manifest.epoch));
   }
   for (const slot of slots) if (!keepsSlot(pins, slot)) doomed.push(segmentName(slot));
-  await requests.delete(
-    doomed.map((name) => `${prefix}/${name}`),
-    Number.POSITIVE_INFINITY,
-  );
+  const { background } = requests;
+  for (let at = 0; at < doomed.length; ) {
+    // A server may take a millisecond a key, which a flush behind it would wait for.
+    const batch = doomed.slice(at, at + (background.yields ? SMALL_BATCH : doomed.length));
+    const keys = batch.map((name) => `${prefix}/${name}`);
+    await background.run(() => requests.delete(keys, Number.POSITIVE_INFINITY));
+    at += batch.length;
+  }
   return doomed.length;
 }
 

@@ -118,6 +118,10 @@ export class LogWriter {
   #renewing: Promise<void> | undefined;
   #released = false;
   #holders = 0;
+  /** Segments before it may be held. */
+  #heldBefore = 0;
+  /** Of segments that are forgotten, and may be held all the same. */
+  #heldBytes = 0;
 
   /** @param slot the first to write */
   constructor(
@@ -152,8 +156,9 @@ export class LogWriter {
     return this.#dirty;
   }
 
+  /** Bytes of memory that segments in the bucket take here. */
   get residentBytes(): number {
-    return this.#residentBytes;
+    return this.#residentBytes + this.#heldBytes;
   }
 
   get failure(): DiskError | undefined {
@@ -180,7 +185,13 @@ export class LogWriter {
   }
 
   /** Until there is room, first come, first served. @throws DiskError */
-  makeRoom(length: number, patience = this.#options.patience): Promise<void> {
+  makeRoom(length: number): Promise<void> {
+    const { patience } = this.#options;
+    return this.#requests.background.ahead(this.makeRoomWithin(length, patience));
+  }
+
+  /** The same for who is in no hurry. @param patience milliseconds */
+  makeRoomWithin(length: number, patience: number): Promise<void> {
     const until = this.#requests.clock.now() + patience;
     this.#writersWaiting++;
     const turn = this.#turn.then(() => this.#waitForRoom(length, until));
@@ -252,7 +263,7 @@ export class LogWriter {
     // before somebody else opened the disk: its success says nothing about now.
     const proof =
       this.#open.empty && this.#failure === undefined ? this.#look(patience) : undefined;
-    await Promise.all([this.drain(patience), proof]);
+    await this.#requests.background.ahead(Promise.all([this.drain(patience), proof]));
   }
 
   /**
@@ -494,7 +505,7 @@ export class LogWriter {
   #keep({ slot, payload }: Sealed): void {
     this.#residentBytes += payload.buffer.byteLength;
     this.#resident.push(slot);
-    while (this.#residentBytes > this.#options.residentLimit) {
+    while (this.residentBytes > this.#options.residentLimit && this.#resident.length > 0) {
       this.#forget(this.#resident.shift() as number);
     }
   }
@@ -503,18 +514,23 @@ export class LogWriter {
     const payload = this.#payloads.get(slot) as Buffer;
     this.#payloads.delete(slot);
     this.#residentBytes -= payload.buffer.byteLength;
-    if (this.#holders === 0 && payload.buffer.byteLength === this.#options.segmentSize) {
+    if (slot < this.#heldBefore) this.#heldBytes += payload.buffer.byteLength;
+    else if (payload.buffer.byteLength === this.#options.segmentSize) {
       this.#spare ??= Buffer.from(payload.buffer, 0);
     }
   }
 
-  /** While `run` is under way no buffer is used again: what `payload` answered stays as it is. */
+  /** While `run` is under way, what `payload` answered of what is durable now stays as it is. */
   async holding<T>(run: () => Promise<T>): Promise<T> {
     this.#holders++;
+    this.#heldBefore = this.#durable;
     try {
       return await run();
     } finally {
-      this.#holders--;
+      if (--this.#holders === 0) {
+        this.#heldBefore = 0;
+        this.#heldBytes = 0;
+      }
     }
   }
 

@@ -14,6 +14,7 @@ import {
   type ObjectStore,
   type PutOptions,
 } from '../object-store.js';
+import { Background } from './background.js';
 import { DiskError } from './errors.js';
 
 /** Time and chance, given from outside so that tests repeat. */
@@ -96,6 +97,8 @@ export class Requests {
     retries: 0,
     throttled: 0,
   };
+  /** What makes way for those who wait. */
+  readonly background: Background;
   readonly #patience: number;
   readonly #closing = new AbortController();
   #failingSince: number | undefined;
@@ -109,6 +112,7 @@ export class Requests {
     this.#patience = patience;
     // Every request and every wait under way listens.
     setMaxListeners(0, this.#closing.signal);
+    this.background = new Background(clock, this.#closing.signal);
   }
 
   /** Milliseconds since the bucket last answered usefully; 0 while it does. */

@@ -9,8 +9,11 @@ export interface Job {
   readonly processes: number;
   /** A flush after each write. */
   readonly sync: boolean;
-  /** `cold`: all caches empty; `warm`: over a part of the disk that fits them, once read. */
-  readonly cache: 'any' | 'cold' | 'warm';
+  /**
+   * `cold`: caches have nothing of what is read; `warm`: over a part of the disk that fits them, once read; `full`: as much was
+   * written as fits them, and not flushed, so that what goes in is what goes out; `filling`: the whole disk once.
+   */
+  readonly cache: 'any' | 'cold' | 'warm' | 'full' | 'filling';
   /** What is added to each request, ms. */
   readonly latencyMs: number;
 }
@@ -37,18 +40,36 @@ const near: readonly Job[] = [
     depth: 16,
   },
   { ...base, name: 'read-1m-d4', rw: 'read', blockSize: 1024 * KIB, cache: 'cold', depth: 4 },
-  { ...base, name: 'write-1m-d4', rw: 'write', blockSize: 1024 * KIB, depth: 4 },
+  {
+    ...base,
+    name: 'write-1m-d4',
+    rw: 'write',
+    blockSize: 1024 * KIB,
+    cache: 'full',
+    depth: 4,
+  },
   { ...base, name: 'fsync-4k-j1', rw: 'randwrite', blockSize: 4 * KIB, sync: true },
   { ...base, name: 'fsync-4k-j16', rw: 'randwrite', blockSize: 4 * KIB, sync: true, processes: 16 },
   { ...base, name: 'randwrite-4k-d1', rw: 'randwrite', blockSize: 4 * KIB },
   { ...base, name: 'randwrite-4k-d16', rw: 'randwrite', blockSize: 4 * KIB, depth: 16 },
 ];
 
+/** What memory is, once it is full of data. */
+const filling: Job = {
+  ...base,
+  name: 'fill-caches',
+  rw: 'read',
+  blockSize: 1024 * KIB,
+  cache: 'filling',
+  depth: 4,
+};
+
 /** Whether a disk is not as it was filled any more. */
 export const scatters = ({ rw }: Job): boolean => rw === 'randwrite';
 
 /** Each job as it is, and with 20 ms added to each request. */
 export const jobs: readonly Job[] = [
+  filling,
   ...near,
   ...near.map((job) => ({ ...job, name: `${job.name}+20ms`, latencyMs: 20 })),
 ];
@@ -78,7 +99,10 @@ export const bars: readonly Bar[] = [
   bar(metrics.iops, durable, 5, (job) => job.sync && job.processes === 16),
   ...[durable, cached].flatMap((peer) => [
     bar(metrics.iops, peer, 1, (job) => small(job) && reads(job)),
-    bar(metrics.throughput, peer, 1, (job) => !small(job)),
+    bar(metrics.throughput, peer, 1, (job) => !small(job) && job.cache !== 'filling'),
   ]),
-  bar(metrics.memory, cached, 1, () => true),
+  // At full caches: elsewhere it says which cache has more in it.
+  ...[metrics.anonymous, metrics.memory].map((metric) =>
+    bar(metric, cached, 1, (job) => job.cache === 'filling' || job.cache === 'full'),
+  ),
 ];

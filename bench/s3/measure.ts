@@ -1,19 +1,20 @@
 /**
  * Runs the jobs: one S3 server for all, a bucket and a filled disk for each subject, fio in turn.
  *
- * Contract: each round measures every job on every subject and begins with another subject. A write job ends with a flush, and its time counts: for those that
- * have a flush, what is measured is what became durable. Requests are the S3 server's own count.
+ * Contract: each round measures every job on every subject and begins with another subject. Each measurement is of a process of its own that has first
+ * done the same work for a moment, unmeasured, where that leaves its caches as the job wants them. A job of small writes ends with a flush, and its time
+ * counts: for those that have a flush, what is measured is what became durable. Requests are the S3 server's own count.
  */
 import { spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { bucketRequest } from '../../examples/s3/test/support/bucket.js';
-import { FaultProxy } from '../../examples/s3/test/support/fault-proxy.js';
 import { type Radosgw, startRadosgw } from '../../examples/s3/test/support/radosgw.js';
 import { type FioResult, parseFio } from '../fio.js';
 import type { Sample } from '../report.js';
 import { type Job, metrics, scatters } from './jobs.js';
+import { LatencyRelay } from './latency.js';
 import { type Bucket, MIB, type Place, Running, type SubjectName, subjects } from './subjects.js';
 
 export interface Plan {
@@ -31,6 +32,8 @@ export interface Plan {
 
 /** What fits every cache. */
 const warmMb = 32;
+/** Of each measurement, before it begins. */
+const warmUpSeconds = 2;
 
 export async function measure(plan: Plan): Promise<Sample[]> {
   const dir = mkdtempSync(join(tmpdir(), 'tcmu-bench-s3-'));
@@ -38,9 +41,9 @@ export async function measure(plan: Plan): Promise<Sample[]> {
   process.once('exit', cleanUp);
   // An OSD in memory grows to some three times what is stored, and nothing is compacted while we measure.
   const server = await startRadosgw({ capacityMb: 16 * 1024 });
-  const proxy = await new FaultProxy(server.endpoint).start();
+  const relay = await new LatencyRelay(server.endpoint).start();
   try {
-    const session = new Session(plan, server, proxy, dir);
+    const session = new Session(plan, server, relay, dir);
     for (const name of plan.subjects) await session.prepare(name);
     const samples: Sample[] = [];
     for (let round = 1; round <= plan.rounds; round++) {
@@ -55,7 +58,7 @@ export async function measure(plan: Plan): Promise<Sample[]> {
     }
     return samples;
   } finally {
-    await proxy.stop();
+    await relay.stop();
     await server.stop();
     process.removeListener('exit', cleanUp);
     cleanUp();
@@ -65,15 +68,15 @@ export async function measure(plan: Plan): Promise<Sample[]> {
 class Session {
   readonly #plan: Plan;
   readonly #server: Radosgw;
-  readonly #proxy: FaultProxy;
+  readonly #relay: LatencyRelay;
   readonly #dir: string;
   /** Disks that random writes have scattered. */
   readonly #scattered = new Set<SubjectName>();
 
-  constructor(plan: Plan, server: Radosgw, proxy: FaultProxy, dir: string) {
+  constructor(plan: Plan, server: Radosgw, relay: LatencyRelay, dir: string) {
     this.#plan = plan;
     this.#server = server;
-    this.#proxy = proxy;
+    this.#relay = relay;
     this.#dir = dir;
   }
 
@@ -90,7 +93,7 @@ class Session {
 
   #bucket(name: SubjectName, latencyMs: number): Bucket {
     const { accessKeyId, secretAccessKey, region } = this.#server;
-    const { endpoint } = latencyMs > 0 ? this.#proxy : this.#server;
+    const { endpoint } = latencyMs > 0 ? this.#relay : this.#server;
     return { endpoint, region, accessKeyId, secretAccessKey, bucket: `bench-${name}` };
   }
 
@@ -114,35 +117,29 @@ class Session {
   }
 
   async run(name: SubjectName, job: Job, round: number): Promise<Sample[]> {
-    const { seconds } = this.#plan;
     const subject = subjects[name];
     if (scatters(job)) this.#scattered.add(name);
     else if (this.#scattered.has(name)) await this.#fill(name);
-    this.#proxy.plan = () => ({ kind: 'delay', ms: job.latencyMs });
+    this.#relay.delayMs = job.latencyMs;
     // A new process for each job: caches are cold, and memory is this job's.
     const bucket = this.#bucket(name, job.latencyMs);
     const running = await Running.start(subject, bucket, this.#place(name));
     try {
-      if (job.cache === 'warm') {
-        await this.#fio(running, ['--rw=read', '--bs=128k', '--iodepth=4', `--size=${warmMb}M`]);
-      }
-      const before = await this.#server.requests();
-      const result = await this.#fio(running, [
+      const work = [
         `--rw=${job.rw}`,
         `--bs=${job.blockSize}`,
         `--iodepth=${job.depth}`,
         `--numjobs=${job.processes}`,
-        `--size=${job.cache === 'warm' ? warmMb : this.#plan.sizeMb}M`,
         ...(job.sync ? ['--fsync=1'] : []),
-        ...(job.rw.endsWith('write') ? ['--end_fsync=1'] : []),
         '--group_reporting',
         // FUSE does its work while a request is submitted.
         '--lat_percentiles=1',
         '--norandommap',
-        `--randseed=${round}`,
-        '--time_based',
-        `--runtime=${seconds}`,
-      ]);
+      ];
+      const measured = this.#measured(job);
+      await this.#warmUp(running, job, work);
+      const before = await this.#server.requests();
+      const result = await this.#fio(running, [...work, ...measured, `--randseed=${round}`]);
       running.assertAlive();
       const requests = (await this.#server.requests()) - before;
       const add = (metric: (typeof metrics)[keyof typeof metrics], value: number): Sample => ({
@@ -163,6 +160,51 @@ class Session {
       ];
     } finally {
       await running.stop();
+    }
+  }
+
+  /** Where and for how long. */
+  #measured({ cache, rw }: Job): string[] {
+    const { sizeMb, seconds } = this.#plan;
+    const timed = ['--time_based', `--runtime=${seconds}`];
+    switch (cache) {
+      case 'filling':
+        return [];
+      case 'warm':
+        return [`--size=${warmMb}M`, ...timed];
+      case 'cold':
+        return [`--offset=${this.#apartMb}M`, `--size=${sizeMb - this.#apartMb}M`, ...timed];
+      case 'full':
+        return timed;
+      case 'any':
+        return [...timed, ...(rw.endsWith('write') ? ['--end_fsync=1'] : [])];
+    }
+  }
+
+  /** The part of the disk where those warm up whose caches are to have nothing of the rest. */
+  get #apartMb(): number {
+    return this.#plan.sizeMb / 8;
+  }
+
+  async #warmUp(running: Running, { cache }: Job, work: readonly string[]): Promise<void> {
+    const { sizeMb, cacheMb } = this.#plan;
+    const timed = ['--time_based', `--runtime=${warmUpSeconds}`];
+    switch (cache) {
+      case 'filling':
+        return;
+      case 'warm':
+        await this.#fio(running, ['--rw=read', '--bs=128k', '--iodepth=4', `--size=${warmMb}M`]);
+        break;
+      case 'cold':
+        await this.#fio(running, [...work, `--size=${this.#apartMb}M`, ...timed]);
+        break;
+      case 'full':
+        // The end of the disk: what follows begins at the other one, and finds nothing of its own in the cache.
+        await this.#fio(running, [...work, `--offset=${sizeMb - cacheMb}M`, `--size=${cacheMb}M`]);
+        break;
+      case 'any':
+        await this.#fio(running, [...work, ...timed, '--randseed=0']);
+        break;
     }
   }
 

@@ -406,7 +406,7 @@ export class S3Disk implements BlockStore {
         logLimit: this.#logLimit,
         segmentLimit: this.#segmentLimit,
         segmentSize,
-        loadLimit: Math.min(64 * MiB, (options.cacheSize ?? 64 * MiB) / 4),
+        loadLimit: Math.max(16 * MiB, Math.min(64 * MiB, (options.cacheSize ?? 64 * MiB) / 4)),
       },
       newest,
     );

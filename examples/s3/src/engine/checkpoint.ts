@@ -217,7 +217,8 @@ export class Checkpointer {
       const range = { start, end: frameOffset(table, behind) };
       const { body } = await requests.background.run(() => requests.get(key, { range }, FOREVER));
       for (let frame = first, from = 0; frame < behind; frame++) {
-        const stored = body.subarray(from, (from += storedLength(table, frame)));
+        const stored = body.subarray(from, from + storedLength(table, frame));
+        from += stored.length;
         const entry = entries[frame] as FrameEntry;
         at += codec.decodeFrame(key, header, codec.diskId, frame, entry, stored).copy(payload, at);
       }

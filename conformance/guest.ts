@@ -21,7 +21,9 @@ const initiators = ['', '-2'].map(
 );
 
 const plan = JSON.parse(readFileSync(join(out, 'plan.json'), 'utf8')) as Plan;
-const kit = new Kit('/nonexistent', (text) => console.log(`conformance: ${text}`));
+const kit = new Kit(join(import.meta.dirname, 'programs'), (text) =>
+  console.log(`conformance: ${text}`),
+);
 let runner: Proc | undefined;
 
 /** Makes the backstore; answers its configfs directory and how to end its server. */
@@ -58,9 +60,13 @@ async function makeBackstore(lun: Lun, number: number): Promise<{ path: string; 
     );
     return { path };
   }
-  const fill = (text: string) => text.replaceAll('{dir}', dir).replaceAll('{name}', name);
-  for (const command of lun.prepare) await kit.sh(fill(command));
-  const server = kit.start(lun.serve.map(fill), { name });
+  const [program, ...args] = lun.beside;
+  const beside = program === undefined ? {} : (await kit.program(program, args)).ready;
+  const known: Readonly<Record<string, string>> = { dir, name, node: process.execPath, ...beside };
+  const fill = (text: string) => text.replaceAll(/\{(\w+)\}/g, (all, word) => known[word] ?? all);
+  const env = Object.fromEntries(Object.entries(lun.env).map(([key, value]) => [key, fill(value)]));
+  for (const command of lun.prepare) await kit.sh(fill(command), { env });
+  const server = kit.start(lun.serve.map(fill), { name, env });
   await server.line(/^ready\b/, 60);
   return { path: kit.configfs.find(name), server };
 }

@@ -12,8 +12,12 @@ export interface Lun {
   /** The example's name, or `fileio` or `tcmu-runner`. */
   readonly subject: string;
   readonly configuration: string;
-  /** Shell commands that prepare what is served, in an empty directory of its own. */
+  /** Shell commands that prepare what is served, in an empty directory of its own, with the server's environment. */
   readonly prepare: readonly string[];
+  /** A program of test/kernel/programs that runs beside it, and its arguments. */
+  readonly beside: readonly string[];
+  /** Of the server. */
+  readonly env: Readonly<Record<string, string>>;
   /** The server's command line; empty for what the kernel and tcmu-runner serve by themselves. */
   readonly serve: readonly string[];
   /** Suites or tests, `Read10` or `Read10.Simple`. */
@@ -133,6 +137,8 @@ const short: Readonly<Record<string, readonly string[]>> = {
 };
 
 interface ExampleConfiguration {
+  beside?: readonly string[];
+  env?: Readonly<Record<string, string>>;
   prepare?: readonly string[];
   serve: readonly string[];
 }
@@ -171,6 +177,8 @@ export function makePlan(options: PlanOptions): Plan {
         subject: example,
         configuration,
         prepare: how.prepare ?? [],
+        beside: how.beside ?? [],
+        env: how.env ?? {},
         serve: [
           process.execPath,
           join(options.root, 'examples', example, 'dist/cli.js'),
@@ -183,8 +191,8 @@ export function makePlan(options: PlanOptions): Plan {
   if (options.peers) {
     for (const subject of ['fileio', 'tcmu-runner']) {
       const tests = options.tests ?? all.filter((suite) => suite !== 'Sanitize');
-      const lun = { subject, configuration: 'thin', prepare: [], serve: [], tests };
-      luns.push(lun);
+      const nothing = { prepare: [], beside: [], env: {}, serve: [] };
+      luns.push({ subject, configuration: 'thin', ...nothing, tests });
     }
   }
   const { repeat = 1 } = options;

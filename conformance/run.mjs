@@ -3,7 +3,7 @@
  */
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { bundlePrograms } from '../scripts/bundle.mjs';
+import { bundle, bundlePrograms } from '../scripts/bundle.mjs';
 import { missingPackages } from '../scripts/packages.mjs';
 import { projectRoot, setupOrExit } from '../scripts/setup.mjs';
 
@@ -18,5 +18,9 @@ if (missing.length > 0) {
   process.exit(0);
 }
 const built = await bundlePrograms('conformance', ['main', 'guest'], { packages: 'bundle' });
+await bundle({
+  entryPoints: ['test/kernel/programs/s3-server.ts'],
+  outdir: join(built, 'programs'),
+});
 process.chdir(projectRoot);
 await import(pathToFileURL(join(built, 'main.mjs')).href);

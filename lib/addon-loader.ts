@@ -2,7 +2,7 @@
  * Finds and loads the compiled addon: the local build first, then the prebuilt binary in the package.
  * Collects every failure, so that the one error at the end says all that was tried and what to do.
  */
-import { readdirSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -29,24 +29,34 @@ function packageRoot(): string {
   }
 }
 
-function isMusl(): boolean {
+/** Version of the C library, or `undefined` where that isn't glibc. */
+function glibcVersion(): string | undefined {
   const report = process.report?.getReport() as
     | { header?: { glibcVersionRuntime?: string } }
     | undefined;
-  return report?.header?.glibcVersionRuntime === undefined;
+  return report?.header?.glibcVersionRuntime;
 }
 
-function candidates(root: string): string[] {
+/** What may be loaded, best first; what can't be there is told to `missing`. */
+function candidates(root: string, glibc: string | undefined, missing: string[]): string[] {
+  const local = join(root, 'build/addon/Release/tcmu.node');
+  const list: string[] = [];
+  if (existsSync(local)) list.push(local);
+  else missing.push(`${local}: not there; npx tcmu compile makes it`);
+
   const platform = `${process.platform}-${process.arch}`;
-  const prebuilds = join(root, 'prebuilds', platform);
-  const list = [join(root, 'build', 'addon', 'Release', 'tcmu.node')];
-  try {
-    const names = readdirSync(prebuilds);
-    const wanted = isMusl() ? 'tcmu.musl.node' : 'tcmu.glibc.node';
-    if (names.includes(wanted)) list.push(join(prebuilds, wanted));
-  } catch {
-    // no binary for this platform in the package
-  }
+  const folder = join(root, 'prebuilds');
+  const prebuilt = join(
+    folder,
+    platform,
+    glibc === undefined ? 'tcmu.musl.node' : 'tcmu.glibc.node',
+  );
+  if (existsSync(prebuilt)) list.push(prebuilt);
+  else if (!existsSync(folder)) {
+    missing.push(
+      `${folder}: not there; a bundler or a copy left it out (keep tcmu external when bundling)`,
+    );
+  } else missing.push(`${prebuilt}: not there; the package has ${readdirSync(folder).join(', ')}`);
   return list;
 }
 
@@ -56,8 +66,10 @@ export function loadAddon(contract: number): NativeAddon {
     throw new AddonError(`tcmu: TCMU exists on Linux only, this is ${process.platform}`);
   }
   const root = packageRoot();
+  const glibc = glibcVersion();
+  const tried: string[] = [];
   const failures: Error[] = [];
-  for (const path of candidates(root)) {
+  for (const path of candidates(root, glibc, tried)) {
     try {
       const addon = require(path) as NativeAddon;
       if (addon.contract === contract) return addon;
@@ -70,12 +82,17 @@ export function loadAddon(contract: number): NativeAddon {
       failures.push(error instanceof Error ? error : new Error(String(error)));
     }
   }
+  tried.push(...failures.map((failure) => failure.message.split('\n')[0] ?? ''));
+  const library = glibc === undefined ? 'not glibc' : `glibc ${glibc}`;
   throw new AddonError(
     [
-      `tcmu: no native addon for ${process.platform}-${process.arch}, Node ${process.version}. Tried:`,
-      ...failures.map((failure) => `  - ${failure.message.split('\n')[0]}`),
-      ...(isMusl()
+      `tcmu: no native addon for ${process.platform}-${process.arch}, ${library}, Node ${process.version}. Tried:`,
+      ...tried.map((line) => `  - ${line}`),
+      ...(glibc === undefined
         ? ['The binaries of the package are for glibc (Debian, Fedora …), this is musl (Alpine).']
+        : []),
+      ...(tried.some((line) => line.includes('version `GLIBC_'))
+        ? ['The binaries of the package need glibc 2.28 or later (Debian 10, RHEL 8).']
         : []),
       'Compile it with cmake and a C++20 compiler: npx tcmu compile',
     ].join('\n'),

@@ -11,15 +11,23 @@ import { fileURLToPath } from 'node:url';
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const require = createRequire(import.meta.url);
 
+const NEEDS = `compiling needs
+  cmake, a C++20 compiler, uv.h    Debian, Ubuntu: apt-get install cmake g++ make libuv1-dev
+                                   Fedora: dnf install cmake gcc-c++ make libuv-devel
+                                   Alpine: apk add cmake g++ make libuv-dev linux-headers
+  the headers of Node-API          npm install --save-dev node-api-headers node-addon-api`;
+
 /**
- * @param {{ out?: string, machine?: string, prefix?: string }} options build folder, default `build/addon`,
- *   where the loader looks; `machine` (`aarch64`) and the tools' `prefix` for another than this machine
+ * @param {{ out?: string, debug?: boolean, machine?: string, prefix?: string }} options build folder, default
+ *   `build/addon`, where the loader looks; `debug`: without optimization; `machine` (`aarch64`) and the tools'
+ *   `prefix` for another than this machine
  * @returns {string} the addon
  */
-export function compileAddon({ out = join(root, 'build/addon'), machine, prefix = '' } = {}) {
+export function compileAddon(options = {}) {
+  const { out = join(root, 'build/addon'), debug = false, machine, prefix = '' } = options;
   const library = join(out, 'Release');
   run('cmake', [
-    ...['-S', root, '-B', out, '-DCMAKE_BUILD_TYPE=Release'],
+    ...['-S', root, '-B', out, `-DCMAKE_BUILD_TYPE=${debug ? 'Debug' : 'Release'}`],
     ...(machine === undefined
       ? []
       : ['-DCMAKE_SYSTEM_NAME=Linux', `-DCMAKE_SYSTEM_PROCESSOR=${machine}`]),
@@ -34,11 +42,11 @@ export function compileAddon({ out = join(root, 'build/addon'), machine, prefix 
 
 function headers(name, folder) {
   try {
-    return join(dirname(require.resolve(`${name}/package.json`)), folder);
+    // Of the project that uses the package: installed by links, the package itself does not see them.
+    const manifest = require.resolve(`${name}/package.json`, { paths: [root, process.cwd()] });
+    return join(dirname(manifest), folder);
   } catch {
-    throw new Error(
-      'tcmu: compiling needs the headers of Node-API: npm install --save-dev node-api-headers node-addon-api',
-    );
+    throw new Error(`tcmu: ${name} is missing; ${NEEDS}`);
   }
 }
 
@@ -51,7 +59,7 @@ export function run(command, args) {
   });
   if (status === 0) return;
   if (error?.code === 'ENOENT') {
-    throw new Error(`tcmu: ${command} is missing; install it, with a C++20 compiler`);
+    throw new Error(`tcmu: ${command} is missing; ${NEEDS}`);
   }
-  throw new Error(`tcmu: ${command} ${args.join(' ')}:\n${stdout}${stderr}`);
+  throw new Error(`tcmu: ${command} ${args.join(' ')}:\n${stdout}${stderr}\ntcmu: ${NEEDS}`);
 }

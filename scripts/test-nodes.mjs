@@ -44,6 +44,7 @@ run(
   ['--no-install', 'vitest', 'run', '--config', 'test/package/vitest.config.ts', ...rest],
   {
     TCMU_TEST_NODES: nodes.map((command) => command.join(' ')).join(':'),
+    ...(native ? {} : { TCMU_TEST_EVERYTHING: '1' }),
   },
 );
 

@@ -59,3 +59,8 @@ test('what no kernel writes is said, not followed', () => {
 test('a process that serves nothing', () => {
   expect(() => readRingOf(process.ppid)).toThrow(/has no uio device mapped/);
 });
+
+test('a process that is not there', () => {
+  // Above any kernel's limit for process ids (PID_MAX_LIMIT, 2^22).
+  expect(() => readRingOf(2 ** 22 + 1)).toThrow(/ENOENT; there is no such process/);
+});

@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ArgumentError, TargetError } from '../lib/errors.js';
 import { type Backstore, createBackstore } from '../lib/target/backstore.js';
 import { exportsOf } from '../lib/target/exports.js';
+import { localHost } from '../lib/target/host.js';
 import { attachIscsi, createIscsiTarget, type IscsiOptions } from '../lib/target/iscsi.js';
 import { attachLoopback, createLoopbackTarget } from '../lib/target/loopback.js';
 import { attachVhost } from '../lib/target/vhost.js';
@@ -140,6 +141,12 @@ describe('loopback', () => {
     await disk.detach({ force: true });
     expect(kernel.log.find((entry) => entry.path.endsWith('/state'))?.data).toBe('offline');
     expect(kernel.made()).toEqual(BACKSTORE);
+  });
+
+  it('does not take a disk for unclaimed that it may not look at', async () => {
+    // An attribute without a read side: the kernel refuses root, too, as a device cgroup does.
+    const error = await failure(localHost.claimed('/sys/bus/platform/drivers_probe'));
+    expect(error.code).toBe('ERR_TCMU_TARGET_PERMISSION');
   });
 
   it('refuses a backstore that is not enabled, a taken name, a bad name', async () => {

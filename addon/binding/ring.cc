@@ -252,7 +252,7 @@ RingObject::Carried RingObject::carryOut(uint32_t slot) {
       .segments = ring_->segments(slot),
       .offset = 0,
       .length = info[2],
-      .position = static_cast<int64_t>(express_[kExpressBlockBytes] * move->lba),
+      .position = static_cast<int64_t>(express_[kExpressBlockBytes] * static_cast<double>(move->lba)),
   };
   const auto mode =
       static_cast<uint32_t>(express_[move->write ? kExpressWriteMode : kExpressReadMode]);

@@ -16,7 +16,8 @@ const USAGE = `Usage: tcmu COMMAND
   doctor [--json] [--root DIR]   what this machine lacks for serving devices, and the commands that mend it
   ring [--json] PID | FILE       decodes the ring of the process that serves a device, or of a file with the
                                  start of its memory: the mailbox, and the commands in flight
-  compile                        compiles the native addon, where the package has no binary for the machine
+  compile [--debug]              compiles the native addon, where the package has no binary for the machine;
+                                 --debug: without optimization, for a debugger
   --help, --version
 
 Exit codes: 0 fine, 1 something is missing or wrong, 2 wrong usage.
@@ -62,8 +63,10 @@ async function main(args: readonly string[]): Promise<number> {
   if (command === 'ring' && rest.length === 1) return ring(rest[0] as string, values.json === true);
   if (command === 'compile' && rest.length === 0) {
     const script = pathToFileURL(join(packageFolder(), 'scripts/compile.mjs')).href;
-    const { compileAddon } = (await import(script)) as { compileAddon: () => string };
-    process.stdout.write(`compiled ${compileAddon()}\n`);
+    const { compileAddon } = (await import(script)) as {
+      compileAddon: (options: { debug: boolean }) => string;
+    };
+    process.stdout.write(`compiled ${compileAddon({ debug: values.debug === true })}\n`);
     return 0;
   }
   process.stderr.write(USAGE);
@@ -75,6 +78,7 @@ function parse(args: readonly string[]) {
     args: [...args],
     allowPositionals: true,
     options: {
+      debug: { type: 'boolean' },
       json: { type: 'boolean' },
       root: { type: 'string' },
       help: { type: 'boolean', short: 'h' },

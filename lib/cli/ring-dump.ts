@@ -6,7 +6,7 @@
  * it, which needs the rights of a debugger and stops nobody. What moves meanwhile may look torn.
  */
 import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
-import { ArgumentError } from '../errors.js';
+import { ArgumentError, errnoOf } from '../errors.js';
 import { decodeEntries, type RingEntry } from '../sim/ring-entries.js';
 
 const MAILBOX_BYTES = 128;
@@ -82,14 +82,14 @@ export function decodeRing(mapping: Uint8Array): RingDump {
 
 /** The start of the mapping that process `pid` has of a uio device. */
 export function readRingOf(pid: number): Uint8Array {
-  const maps = readFileSync(`/proc/${pid}/maps`, 'utf8');
+  const maps = ofProcess(pid, 'maps', (path) => readFileSync(path, 'utf8'));
   const found =
     /^([0-9a-f]+)-([0-9a-f]+) \S+ 0+ \S+ \d+ +\/(?:dev\/uio\d+|memfd:tcmu-sim)(?: .*)?$/m.exec(
       maps,
     );
   if (found === null) throw new ArgumentError(`tcmu: process ${pid} has no uio device mapped`);
   const [start, end] = [Number(`0x${found[1]}`), Number(`0x${found[2]}`)];
-  const file = openSync(`/proc/${pid}/mem`, 'r');
+  const file = ofProcess(pid, 'mem', (path) => openSync(path, 'r'));
   try {
     const mailbox = new Uint8Array(MAILBOX_BYTES);
     readSync(file, mailbox, 0, MAILBOX_BYTES, start);
@@ -105,6 +105,21 @@ export function readRingOf(pid: number): Uint8Array {
     return mapping.subarray(0, done);
   } finally {
     closeSync(file);
+  }
+}
+
+function ofProcess<T>(pid: number, name: string, read: (path: string) => T): T {
+  try {
+    return read(`/proc/${pid}/${name}`);
+  } catch (error) {
+    const errno = errnoOf(error);
+    const hints: Record<string, string> = {
+      ENOENT: 'there is no such process',
+      EACCES:
+        "reading another process's memory takes the rights of a debugger: run as its user, or root",
+    };
+    const hint = hints[errno === 'EPERM' ? 'EACCES' : (errno ?? '')] ?? String(error);
+    throw new ArgumentError(`tcmu: ring of process ${pid}: ${errno ?? 'failed'}; ${hint}`);
   }
 }
 

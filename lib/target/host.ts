@@ -128,7 +128,8 @@ export class TargetHost {
 
   /**
    * Whether somebody claims a block device for himself: mounted, swap, LVM, md. Undefined when the
-   * device doesn't answer in time. Never rejects.
+   * device doesn't answer in time.
+   * @throws TargetError `ERR_TCMU_TARGET_PERMISSION` when this process may not look
    */
   async claimed(path: string): Promise<boolean | undefined> {
     // O_EXCL without O_CREAT on a block device: EBUSY when it is claimed (open(2)).
@@ -137,7 +138,13 @@ export class TargetHost {
         await file.close();
         return false;
       },
-      (error: unknown) => errnoOf(error) === 'EBUSY',
+      (error: unknown) => {
+        const errno = errnoOf(error);
+        // Not knowing must not pass for unclaimed: a device cgroup refuses root too.
+        if (errno === 'EPERM' || errno === 'EACCES')
+          throw explain(this.configfs, 'open', path, error);
+        return errno === 'EBUSY';
+      },
     );
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<undefined>((resolve) => {

@@ -1,7 +1,8 @@
 /**
  * Every ```ts block of the guides is a whole program: it compiles, and it runs, on the simulated kernel. What a
  * ```text block right below it says is what it prints. `<!-- before … -->` above a block holds what a reader
- * knows already. `serve` is answered by a stand-in: there is no kernel with TCMU here.
+ * knows already. What creates or opens
+ * a kernel's device is answered by a stand-in: there is no kernel with TCMU here.
  */
 import { spawn } from 'node:child_process';
 import {
@@ -72,8 +73,8 @@ beforeAll(async () => {
         setup(build) {
           const dist = (name: string) => ({ path: join(root, 'dist', name), external: true });
           build.onResolve({ filter: /^tcmu(\/|$)/ }, ({ path, importer }) => {
-            if (path === 'tcmu' && importer.startsWith(folder))
-              return { path: join(guideShims, 'tcmu.ts') };
+            if (/^tcmu(\/target)?$/.test(path) && importer.startsWith(folder))
+              return { path: join(guideShims, `${path.split('/').at(-1)}.ts`) };
             return dist(`${path === 'tcmu' ? 'index' : path.slice('tcmu/'.length)}.js`);
           });
           build.onResolve({ filter: /^vitest$/ }, () => ({ path: join(guideShims, 'vitest.ts') }));
@@ -186,7 +187,12 @@ function headings(markdown: string): string[] {
 
 function run(...args: string[]): Promise<{ code: number | null; output: string }> {
   return new Promise((resolve) => {
-    const child = spawn(process.execPath, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] });
+    const { NOTIFY_SOCKET: _, ...rest } = process.env;
+    const child = spawn(process.execPath, args, {
+      cwd: root,
+      env: { ...rest, STATE_DIRECTORY: folder },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
     let output = '';
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding('utf8').on('data', (text: string) => {

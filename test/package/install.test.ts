@@ -3,9 +3,18 @@
  * handler runs on the simulated kernel. TCMU_TEST_NODES names more Node.js binaries, `npm run test:nodes` sets it.
  */
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { build } from 'esbuild';
 import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
 import { root } from './tarball.js';
@@ -14,6 +23,9 @@ import { root } from './tarball.js';
 const nodes = (process.env['TCMU_TEST_NODES'] ?? process.execPath)
   .split(':')
   .map((text) => text.split(' '));
+
+/** Compiling takes a minute or two: `npm run test:nodes` does it, `npm test` not. */
+const everything = process.env['TCMU_TEST_EVERYTHING'] !== undefined;
 
 const HANDLER = `
 class Ram {
@@ -121,12 +133,12 @@ function project(name: string, manifest: object = {}): string {
   return path;
 }
 
-function run(command: string[], args: string[], cwd: string) {
+function run(command: string[], args: string[], cwd: string, path = bin) {
   const [program = '', ...first] = command;
   const { status, stdout, stderr, error } = spawnSync(program, [...first, ...args], {
     cwd,
     encoding: 'utf8',
-    env: { PATH: bin, HOME: folder },
+    env: { PATH: path, HOME: folder },
   });
   return { status, output: `${stdout}${stderr}${error?.message ?? ''}` };
 }
@@ -203,6 +215,98 @@ describe.each(nodes.map((node) => [node.at(-1) as string, node] as const))('%s',
       logLevel: 'silent',
     });
     expect(run(node, [outfile], path)).toEqual({ status: 0, output: 'fine true 512\n' });
+  });
+});
+
+describe('the addon', () => {
+  const LOAD = ['-e', "require('tcmu')"];
+
+  /** A project whose package lacks its binaries, unless `edit` gives it others. */
+  function without(name: string, edit: (prebuilds: string) => void = () => {}): string {
+    const path = project(name);
+    const prebuilds = join(path, 'node_modules/tcmu/prebuilds');
+    const kept = join(path, 'prebuilds');
+    renameSync(prebuilds, kept);
+    edit(prebuilds);
+    writeFileSync(join(path, 'handler.mjs'), ESM);
+    return path;
+  }
+
+  test('is compiled by the explicit command', () => {
+    const path = without('compiled');
+    const compile = [join(path, 'node_modules/.bin/tcmu'), 'compile'];
+    const first = run([process.execPath], compile, path);
+    expect(first.status).toBe(1);
+    expect(first.output).toMatch(/node-api-headers is missing;.*apt-get install cmake/s);
+    for (const name of ['node-api-headers', 'node-addon-api'])
+      symlinkSync(join(root, 'node_modules', name), join(path, 'node_modules', name));
+    const second = run([process.execPath], compile, path);
+    expect(second.status).toBe(1);
+    expect(second.output).toMatch(/cmake is missing;/);
+    if (!everything) return;
+
+    const { PATH = '' } = process.env;
+    const made = run([process.execPath], compile, path, `${bin}:${PATH}`);
+    const addon = join(realpathSync(path), 'node_modules/tcmu/build/addon/Release/tcmu.node');
+    expect(made).toEqual({ status: 0, output: `compiled ${addon}\n` });
+    expect(run([process.execPath], ['handler.mjs'], path)).toEqual({
+      status: 0,
+      output: 'fine true 512\n',
+    });
+  }, 900_000);
+
+  test('is not in the package', () => {
+    const { status, output } = run([process.execPath], LOAD, without('left-out'));
+    expect(status).toBe(1);
+    expect(output).toMatch(/prebuilds: not there; a bundler or a copy left it out/);
+    expect(output).toMatch(/npx tcmu compile/);
+    expect(output).toMatch(/code: 'ERR_TCMU_ADDON'/);
+  });
+
+  test('is in the package for other processors only', () => {
+    const path = without('other-processor', (prebuilds) =>
+      mkdirSync(join(prebuilds, 'linux-riscv64'), { recursive: true }),
+    );
+    const { status, output } = run([process.execPath], LOAD, path);
+    expect(status).toBe(1);
+    expect(output).toContain(`linux-${process.arch}/tcmu.glibc.node: not there`);
+    expect(output).toContain('the package has linux-riscv64');
+  });
+
+  test('wants a newer glibc', () => {
+    const file = `linux-${process.arch}/tcmu.glibc.node`;
+    const path = without('old-glibc', (prebuilds) => {
+      const binary = readFileSync(join(prebuilds, '../../../prebuilds', file));
+      // The name in its table of versions; as long as another, so that nothing moves.
+      const at = binary.indexOf('\0GLIBC_2.28\0');
+      expect(at).toBeGreaterThan(0);
+      binary.write('GLIBC_9.99', at + 1, 'latin1');
+      mkdirSync(dirname(join(prebuilds, file)), { recursive: true });
+      writeFileSync(join(prebuilds, file), binary);
+    });
+    const { status, output } = run([process.execPath], LOAD, path);
+    expect(status).toBe(1);
+    expect(output).toMatch(/version `GLIBC_9\.99' not found/);
+    expect(output).toMatch(/linux-\w+, glibc 2\.\d+, Node/);
+    expect(output).toMatch(/need glibc 2\.28 or later/);
+  });
+
+  test('on musl', () => {
+    const path = project('musl');
+    // What Node's report says there: no version of glibc.
+    const stub = join(path, 'musl.cjs');
+    writeFileSync(stub, 'process.report.getReport = () => ({ header: {} });');
+    const { status, output } = run([process.execPath], ['-r', stub, ...LOAD], path);
+    expect(status).toBe(1);
+    expect(output).toMatch(/tcmu\.musl\.node: not there; the package has linux-/);
+    expect(output).toMatch(/are for glibc \(Debian, Fedora …\), this is musl \(Alpine\)/);
+    const cli = join(path, 'node_modules/.bin/tcmu');
+    const doctor = run([process.execPath], ['-r', stub, cli, 'doctor', '--json'], path);
+    const { findings } = JSON.parse(doctor.output) as {
+      findings: { name: string; verdict: string; mend?: string }[];
+    };
+    const addon = findings.find(({ name }) => name === 'addon');
+    expect(addon).toMatchObject({ verdict: 'missing', mend: expect.stringContaining('compile') });
   });
 });
 

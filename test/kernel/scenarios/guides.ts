@@ -1,6 +1,8 @@
 /** What the guides tell people to type, typed: their shell lines are read from the guides themselves. */
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { transform } from 'esbuild';
+import type { Kit } from '../harness/kit.js';
 import { scenario } from '../harness/scenario.js';
 
 /** The shell block of a guide that holds `part`. */
@@ -8,6 +10,19 @@ function shellBlock(guide: string, part: string): string {
   const blocks = readFileSync(guide, 'utf8').matchAll(/^```sh\n([\s\S]*?)^```/gm);
   for (const [, block = ''] of blocks) if (block.includes(part)) return block;
   throw new Error(`${guide} has no shell block with ${part}`);
+}
+
+/** The programs of a guide, without their types, as files of a project that depends on this package. */
+async function programsOf(k: Kit, guide: string, names: readonly string[]): Promise<string> {
+  const folder = `${k.dir}/project`;
+  await k.sh(`mkdir -p ${folder}/node_modules && ln -s "$PWD" ${folder}/node_modules/tcmu`);
+  writeFileSync(`${folder}/package.json`, '{ "type": "module" }');
+  const blocks = [...readFileSync(guide, 'utf8').matchAll(/^```ts\n([\s\S]*?)^```/gm)];
+  for (const [index, name] of names.entries()) {
+    const { code } = await transform(blocks[index]?.[1] ?? '', { loader: 'ts', target: 'node20' });
+    writeFileSync(`${folder}/${name}.js`, code);
+  }
+  return folder;
 }
 
 interface Diagnosis {
@@ -69,6 +84,61 @@ export default [
       assert.equal(finding(seen, name).verdict, 'warning');
       assert.equal(finding(seen, 'permission').verdict, 'warning');
       await proc.stop();
+    },
+  }),
+  scenario({
+    name: 'guides.deployment',
+    about:
+      "the deployment guide's programs: root prepares, a user without rights serves, a crash between",
+    async run(k) {
+      const folder = await programsOf(k, 'docs/deployment.md', ['serve', 'handler', 'manage']);
+      const manage = async (verb: string, env: Record<string, string> = {}) =>
+        k.sh(`node ${folder}/manage.js ${verb} d0`, { env });
+      const user = 65534;
+      await k.sh(`mkdir -m 700 ${k.dir}/state && chown ${user} ${k.dir}/state; chmod 755 ${k.dir}`);
+      const confined = ['--reuid', `${user}`, '--clear-groups', '--bounding-set', '-all'];
+      const serve = async () => {
+        const argv = [
+          'setpriv',
+          ...confined,
+          '--no-new-privs',
+          'node',
+          `${folder}/handler.js`,
+          'd0',
+        ];
+        const proc = k.start(argv, { name: 'handler', env: { STATE_DIRECTORY: `${k.dir}/state` } });
+        await proc.line(/^serving d0$/, 30);
+        return proc;
+      };
+      await manage('prepare');
+      await k.sh(`chown ${user} /dev/uio0 && chmod 600 /dev/uio0`);
+      const first = await serve();
+      await manage('attach');
+      const [disk = ''] = k.disks();
+      await k.sh(`mkfs.ext4 -q ${disk}`);
+      const folderOfDisk = await k.mount(disk);
+      await k.sh(`head -c 4M /dev/urandom > ${folderOfDisk}/a && sync ${folderOfDisk}/a`);
+
+      k.step('mounted: it is not taken away');
+      const refused = await k.sh(`node ${folder}/manage.js detach d0`, { anyCode: true });
+      assert.match(refused.stderr, /ERR_TCMU_TARGET_BUSY/);
+
+      k.step('a crash in the middle of a copy');
+      first.kill('SIGKILL');
+      await first.exited;
+      const copy = k.sh(`cp ${folderOfDisk}/a ${folderOfDisk}/b && sync ${folderOfDisk}/b`);
+      await manage('remove', { SERVICE_RESULT: 'signal' });
+      await manage('prepare');
+      const second = await serve();
+      await manage('attach');
+      await copy;
+      await k.sh(`umount ${folderOfDisk} && mount ${disk} ${folderOfDisk}`);
+      await k.sh(`cmp ${folderOfDisk}/a ${folderOfDisk}/b && umount ${folderOfDisk}`);
+
+      k.step('the end');
+      await manage('detach');
+      await second.stop();
+      await manage('remove', { SERVICE_RESULT: 'success' });
     },
   }),
   scenario({

@@ -1,5 +1,11 @@
 /** `tcmu` for the guides' blocks: the real one, but `serve` serves over the simulated kernel. */
-import type { BlockStore, CommandHandler, ServeHandlerOptions, ServeOptions } from 'tcmu';
+import type {
+  BlockStore,
+  CommandHandler,
+  RingSource,
+  ServeHandlerOptions,
+  ServeOptions,
+} from 'tcmu';
 import { type Command, Device } from 'tcmu';
 import { SimulatedDevice, simulate } from 'tcmu/sim';
 
@@ -17,6 +23,17 @@ export async function serveHandler(handler: CommandHandler<Command>, options: Se
     await device.close();
     kernel.close();
   });
+}
+
+/** The simulated kernel's device, in a process that is asked to end as soon as it would notice. */
+export function openUio(): RingSource {
+  const kernel = new SimulatedDevice();
+  const end = () => {
+    if (process.listenerCount('SIGTERM') === 0) return setImmediate(end);
+    process.kill(process.pid, 'SIGTERM');
+  };
+  end();
+  return kernel.open();
 }
 
 function served(

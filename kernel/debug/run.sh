@@ -9,6 +9,8 @@
 # Builds the kernel from Debian's linux-source-6.1 with `config` into build/zero-copy-kernel (some 20
 # minutes on two processors, once), then the modules against it, and boots it in QEMU. Wants flex,
 # bison, bc, libelf-dev, libssl-dev besides what `node scripts/setup.mjs kernel peer zero-copy` installs.
+# Every time limit is 5 times the usual; TCMU_ZERO_COPY_SLOWNESS in the environment is another factor, for a busy
+# machine.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)

@@ -160,7 +160,7 @@ async function watchRefusals(k: Kit): Promise<() => Promise<number | undefined>>
   const tracing = '/sys/kernel/tracing';
   const calls = ['pread64', 'pwrite64', 'preadv2', 'pwritev2'];
   const { code } = await k.sh(
-    `(mountpoint -q ${tracing} || mount -t tracefs tracefs ${tracing}) && cd ${tracing}/events/syscalls && for c in ${calls.join(' ')}; do echo 'ret == -14 || ret == -17' > sys_exit_$c/filter && echo 1 > sys_exit_$c/enable || exit 1; done; : > ${tracing}/trace`,
+    `(mountpoint -q ${tracing} || mount -t tracefs tracefs ${tracing}) && cd ${tracing}/events/syscalls || exit 1; for c in ${calls.join(' ')}; do echo 'ret == -14 || ret == -17' > sys_exit_$c/filter && echo 1 > sys_exit_$c/enable || exit 1; done; : > ${tracing}/trace`,
     { anyCode: true },
   );
   return async () =>

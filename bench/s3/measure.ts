@@ -10,6 +10,7 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { bucketRequest } from '../../examples/s3/test/support/bucket.js';
+import { onLeash } from '../../examples/s3/test/support/leash.js';
 import { type Radosgw, startRadosgw } from '../../examples/s3/test/support/radosgw.js';
 import { type FioResult, parseFio } from '../fio.js';
 import type { Sample } from '../report.js';
@@ -217,7 +218,8 @@ class Session {
       ...running.fio,
       ...args,
     ];
-    const child = spawn('fio', all, { stdio: ['ignore', 'pipe', 'pipe'] });
+    const [program, line] = onLeash(['fio', ...all]);
+    const child = spawn(program, line, { stdio: ['ignore', 'pipe', 'pipe'] });
     let output = '';
     let errors = '';
     child.stdout.setEncoding('utf8').on('data', (text: string) => (output += text));

@@ -4,6 +4,7 @@
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { bundlePrograms } from '../../scripts/bundle.mjs';
+import { endWithNpm } from '../../scripts/end-with-npm.mjs';
 import { projectRoot, setupOrExit } from '../../scripts/setup.mjs';
 
 const args = process.argv.slice(2);
@@ -13,4 +14,5 @@ if (!['--no-setup', '--help', '-h'].some((option) => args.includes(option))) {
 // The server is the disk's user: it takes the packages as they are built.
 const built = await bundlePrograms('bench/s3', ['main', 'server']);
 process.chdir(projectRoot);
+endWithNpm();
 await import(pathToFileURL(join(built, 'main.mjs')).href);

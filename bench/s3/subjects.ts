@@ -8,6 +8,7 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { onLeash } from '../../examples/s3/test/support/leash.js';
 import type { ServerPlan } from './server.js';
 
 export interface Bucket {
@@ -183,7 +184,8 @@ export class Running {
   static async start(subject: Subject, bucket: Bucket, place: Place): Promise<Running> {
     rmSync(join(place.dir, 'nbd.sock'), { force: true });
     const command = subject.command(bucket, place);
-    const [program = '', ...args] = command.argv;
+    // A FUSE server unmounts at SIGTERM.
+    const [program, args] = onLeash(command.argv, command.mounted === undefined ? 'KILL' : 'TERM');
     const child = spawn(program, args, {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: { ...process.env, ...command.env },

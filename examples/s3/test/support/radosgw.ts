@@ -20,6 +20,7 @@ import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { onLeash } from './leash.js';
 
 const adminSocket = 'radosgw.asok';
 const programs = ['ceph-mon', 'ceph-osd', 'radosgw', 'radosgw-admin', 'ceph', 'monmaptool'];
@@ -233,7 +234,8 @@ rgw_rados_pool_pg_num_min = 1
   }
 
   #daemon(name: string, args: readonly string[]): ChildProcess {
-    const child = spawn(name, ['-f', '-c', this.#file('ceph.conf'), ...args], {
+    const [program, line] = onLeash([name, '-f', '-c', this.#file('ceph.conf'), ...args]);
+    const child = spawn(program, line, {
       stdio: ['ignore', 'ignore', 'ignore'],
       // A Ctrl-C in the terminal is for the tests, which stop us.
       detached: true,

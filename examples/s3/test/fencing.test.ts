@@ -4,6 +4,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { checkDisk, readingParts } from '../src/engine/admin.js';
+import { BlobCodec, BlobKind } from '../src/engine/blob.js';
+import { WINDOW } from '../src/engine/log-writer.js';
+import { segmentName, slotOf } from '../src/engine/names.js';
+import { FENCE_EPOCH } from '../src/engine/segment.js';
 import type { S3Disk } from '../src/s3-disk.js';
 import {
   causeOf,
@@ -474,19 +478,27 @@ describe('a fence left by somebody who died behind it', () => {
 
   it.each([1, 2, 3, 4, 5, 6])('may be where a checkpoint cuts the log (limit %i)', async (more) => {
     const bucket = await bucketWithDisk();
-    const first = await open(bucket.connect(1), { logLimit: 1e9 });
+    const first = await open(bucket.connect(1), { logLimit: 1e9, writer: '1'.repeat(16) });
     await deadTakersFence(bucket, first);
     const hammering = hammer(first);
     await hammering.ended;
     await first.close();
     // Half of them stay: the cut is at the last segments of the first writer, the fence, or the claim.
     const all = segments(bucket).length;
-    const second = await open(bucket.connect(2), { logLimit: 1e9, segmentLimit: 2 * more });
+    const second = await open(bucket.connect(2), {
+      logLimit: 1e9,
+      segmentLimit: 2 * more,
+      writer: '2'.repeat(16),
+    });
     for (let i = 1; i < all; i++) {
       await write(second, 4096 * i, block(i), true);
       if (bucket.keys('disks/d0/m/').length > 0) break;
     }
     await expect.poll(() => bucket.keys('disks/d0/m/').length).toBe(1);
+    // A fence is nobody's writing: what counts is who wrote before it.
+    const { cutEpoch, cutWriter } = second.manifest;
+    expect([1, 2]).toContain(cutEpoch);
+    expect(cutWriter).toBe(`${cutEpoch}`.repeat(16));
     const expected = await readAll(second);
     await second.close();
     const third = await open(bucket.connect(3));
@@ -531,6 +543,32 @@ describe('a fence left by somebody who died behind it', () => {
     } finally {
       rmSync(dir, { recursive: true });
     }
+  });
+
+  it('that came too late does not lead a follower past what it has missed', async () => {
+    const bucket = await bucketWithDisk();
+    const first = await open(bucket.connect(1), { logLimit: 1e9, segmentLimit: 24 });
+    for (let i = 0; i < 3; i++) await write(first, i * 4096, block(i + 1), true);
+    const follower = await open(bucket.connect(2), { mode: 'follow' });
+    expect((await readAll(follower, 0, 4096)).equals(block(1))).toBe(true);
+    // It stands here, while the log goes on, and its first half is put into chunks.
+    const slot = (slotOf(segments(bucket).at(-1)?.slice('disks/d0/'.length) ?? '') ?? 0) + 1;
+    const key = `disks/d0/${segmentName(slot)}`;
+    for (let i = 3; i < 26; i++) {
+      await write(first, i * 4096, block(i + 1), true);
+    }
+    await expect.poll(() => bucket.objects.has(key)).toBe(false);
+    const behind = `disks/d0/${segmentName(slot + WINDOW)}`;
+    expect(bucket.objects.has(behind)).toBe(true);
+    const codec = new BlobCodec(first.record.id, 'none');
+    const writer = '9'.repeat(16);
+    const fence = { kind: BlobKind.segment, number: slot, n: 0, epoch: FENCE_EPOCH, writer };
+    const { parts } = await codec.encode(fence, [], slot + WINDOW);
+    bucket.put(key, Buffer.concat(parts));
+    await follower.refresh();
+    expect((await readAll(follower)).equals(await readAll(first))).toBe(true);
+    await follower.close();
+    await first.close();
   });
 
   it('that came too late, into a slot collected long ago, deceives nobody', async () => {

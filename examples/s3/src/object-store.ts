@@ -28,6 +28,11 @@ export interface GetOptions extends CallOptions {
   readonly range?: ByteRange | undefined;
   /** Only when the object still has this ETag, else `precondition`. */
   readonly ifMatch?: string | undefined;
+  /**
+   * Where the body may be put if there is room for it, so that no memory is needed: the answer's body is then
+   * a part of it. It belongs to the store until the call has settled, and isn't touched after.
+   */
+  readonly into?: Buffer | undefined;
 }
 
 export interface PutOptions extends CallOptions {

@@ -271,7 +271,7 @@ export class S3Disk implements BlockStore {
       prefix,
       disk,
       // Of what was written lately as much is kept as is there, up to half; the rest is for what was read.
-      cache: new FrameCache(cacheSize, () =>
+      cache: new FrameCache(cacheSize, disk.frameSize, () =>
         self === undefined
           ? 0
           : (self.#log?.residentBytes ?? 0) + (self.#checkpointer?.loadedBytes ?? 0),

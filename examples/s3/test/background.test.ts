@@ -9,6 +9,7 @@ import { MemoryBucket } from './support/memory-objects.js';
 class ManualClock implements Clock {
   time = 0;
   now = () => this.time;
+  wall = () => this.time;
   random = () => 0.5;
   async sleep(ms: number): Promise<void> {
     this.time += ms;
@@ -117,7 +118,7 @@ describe('a checkpoint', () => {
       }
       await new Promise((resolve) => setTimeout(resolve, 2));
       if (!isOurs) background--;
-      return 'good';
+      return 'good' as const;
     };
     for (let i = 0; i < 60; i++) {
       await write(disk, 48 * MiB + i * 4 * KiB, Buffer.alloc(4 * KiB, 7));

@@ -56,6 +56,8 @@ interface Request {
   readonly signal: AbortSignal | undefined;
   /** The time-out is for an answer of so many bytes. */
   readonly expectedBytes?: number;
+  /** Where the answer's body may be put. */
+  readonly into?: Buffer | undefined;
 }
 
 const sha256OfNothing = createHash('sha256').digest('hex');
@@ -91,7 +93,7 @@ export class S3Store implements ObjectStore {
   }
 
   async get(key: string, options: GetOptions = {}): Promise<GetResult> {
-    const { range, ifMatch, signal } = options;
+    const { range, ifMatch, signal, into } = options;
     const reply = await this.#send({
       operation: 'get',
       method: 'GET',
@@ -101,6 +103,7 @@ export class S3Store implements ObjectStore {
         ...(ifMatch === undefined ? {} : { 'if-match': `"${ifMatch}"` }),
       },
       signal,
+      into,
       ...(range === undefined ? {} : { expectedBytes: range.end - range.start }),
     });
     if (range === undefined) return { ...this.#facts(reply, key), body: reply.body };
@@ -312,6 +315,7 @@ export class S3Store implements ObjectStore {
         body,
         timeoutMs,
         signal,
+        into: request.into,
       });
       return { reply, credentials: signed.credentials };
     } catch (error) {

@@ -3,7 +3,7 @@
  *
  * Contract: an exchange settles within its time-out, and at once when its signal is aborted or the transport closed. One that fails
  * tells whether the request may have reached the server. The body of an answer is copied once, from the socket's buffer into
- * one of the answer's own size.
+ * the one given, or one of the answer's own size.
  */
 import { type Dispatcher, Pool, ProxyAgent } from 'undici';
 
@@ -26,6 +26,8 @@ export interface Exchange {
   readonly body: readonly Uint8Array[];
   readonly timeoutMs: number;
   readonly signal: AbortSignal | undefined;
+  /** Where the answer's body is put if it is long enough. Not touched once the exchange has settled. */
+  readonly into?: Buffer | undefined;
 }
 
 export interface Reply {
@@ -167,12 +169,17 @@ class Call implements Dispatcher.DispatchHandlers {
         this.#fail(new TransportError('cut', true, `an answer of ${length} bytes is not taken`));
         return false;
       }
-      this.#body = Buffer.allocUnsafeSlow(Number(length));
+      const { into } = this.#exchange;
+      this.#body =
+        into !== undefined && into.length >= Number(length)
+          ? into.subarray(0, Number(length))
+          : Buffer.allocUnsafeSlow(Number(length));
     }
     return true;
   }
 
   onData(chunk: Buffer): boolean {
+    if (this.#failure !== undefined) return false;
     if (this.#body !== undefined) chunk.copy(this.#body, this.#received);
     else this.#pieces.push(Buffer.from(chunk));
     this.#received += chunk.length;

@@ -147,7 +147,7 @@ export async function readingParts(
     codec: new BlobCodec(disk.id, disk.compression, keyring),
     prefix,
     disk,
-    cache: new FrameCache(16 * MiB),
+    cache: new FrameCache(16 * MiB, disk.frameSize),
     fileCache: undefined,
     payload: () => undefined,
     readAhead: false,

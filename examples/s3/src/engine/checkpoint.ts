@@ -362,7 +362,7 @@ export class Checkpointer {
       while (list[i + count] === (list[i] as number) + count) count++;
       const first = list[i] as number;
       const frames = await requests.background.run(() =>
-        Promise.all(image.chunkFrames(chunk, ref, first, count)),
+        image.chunkFrames(chunk, ref, first, count),
       );
       for (const [j, frame] of frames.entries()) old.set(first + j, frame);
       i += count;

@@ -7,7 +7,15 @@
  */
 import type { BlockExtent, DataIn, MaybePromise } from 'tcmu';
 import { failureKind } from '../object-store.js';
-import { type BlobCodec, BlobKind, frameOffset, storedLength, tableEntry } from './blob.js';
+import {
+  type BlobCodec,
+  BlobKind,
+  type FrameEntry,
+  frameOffset,
+  storedLength,
+  tableEntry,
+} from './blob.js';
+import { AnswerBuffers } from './buffers.js';
 import {
   type ChunkMap,
   type ChunkRef,
@@ -40,6 +48,8 @@ const MAX_EXTENTS = 256;
 const SEQUENTIAL_BYTES = 128 * 1024;
 const MAX_READ_AHEAD = 4 * 1024 * 1024;
 const STREAMS = 4;
+/** Bytes of memory for answers of the bucket of one size, kept for the next ones. */
+const ANSWER_BYTES = 2 * 1024 * 1024;
 
 export interface ImageParts {
   readonly requests: Requests;
@@ -62,7 +72,8 @@ export class DiskImage {
   /** Changes when objects may have gone. */
   #generation = 0;
   readonly #framesPerChunk: number;
-  readonly #fetching = new Map<string, Promise<Buffer>>();
+  readonly #fetching = new Map<string, Fetching>();
+  readonly #answers = new AnswerBuffers(ANSWER_BYTES);
   /** The sequential readers of late, the latest first. */
   readonly #streams: Stream[] = [];
 
@@ -290,15 +301,14 @@ export class DiskImage {
       // Frames that are missing after each other come by one request.
       let count = 1;
       while (frame + count <= last && this.#missing(chunk, ref, frame + count)) count++;
-      const fetched = this.chunkFrames(chunk, ref, frame, count);
-      for (const [i, promise] of fetched.entries()) {
-        const base = (frame + i) * frameSize;
-        const first = Math.max(from, base);
+      const source = this.#chunkSource(chunk, ref);
+      const wanted = this.#withNeighbour(source, frame, count, data);
+      this.#fetch(source, wanted.first, wanted.count, jobs, (one, bytes) => {
+        const base = one * frameSize;
+        const begin = Math.max(from, base);
         const stop = Math.min(to, base + frameSize);
-        jobs.push(
-          promise.then((bytes) => data?.copyFrom(part(bytes, base, first, stop), first + shift)),
-        );
-      }
+        if (begin < stop) data?.copyFrom(part(bytes, base, begin, stop), begin + shift);
+      });
       frame += count - 1;
     }
   }
@@ -308,9 +318,41 @@ export class DiskImage {
     return !this.#parts.cache.has(chunk * this.#framesPerChunk + frame);
   }
 
-  /** Frames of a chunk after each other, none of them zeros, from the bucket (or on their way). */
-  chunkFrames(chunk: number, ref: ChunkRef, first: number, count: number): Promise<Buffer>[] {
+  /**
+   * A frame alone that was asked for brings the other one of its pair along while the cache has room: it costs the
+   * bucket hardly more, and saves a request if it is ever wanted.
+   */
+  #withNeighbour(
+    source: FrameSource,
+    first: number,
+    count: number,
+    data: DataIn | undefined,
+  ): { first: number; count: number } {
+    const other = first ^ 1;
+    const comes =
+      count === 1 &&
+      data !== undefined &&
+      this.#parts.cache.room >= 2 * this.geometry.frameSize &&
+      source.wants(other) &&
+      !this.#fetching.has(`${source.key}#${other}`);
+    return comes ? { first: Math.min(first, other), count: 2 } : { first, count };
+  }
+
+  /** Copies of frames of a chunk after each other, none of them zeros. */
+  async chunkFrames(chunk: number, ref: ChunkRef, first: number, count: number): Promise<Buffer[]> {
+    const frames: Buffer[] = [];
+    const jobs: Promise<unknown>[] = [];
+    this.#fetch(this.#chunkSource(chunk, ref), first, count, jobs, (frame, bytes) => {
+      frames[frame - first] = Buffer.from(bytes);
+    });
+    const results = await Promise.allSettled(jobs);
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
+    return frames;
+  }
+
+  #chunkSource(chunk: number, ref: ChunkRef): FrameSource {
     const { codec, cache, prefix } = this.#parts;
+    const { frameSize } = this.geometry;
     const origin = this.#map.manifest.origins[ref.origin] as Origin;
     const generation = this.#generation;
     const name = chunkName(chunk, ref.n, ref.epoch);
@@ -322,32 +364,25 @@ export class DiskImage {
       writer: ref.writer,
       keyId: ref.keyId,
     };
-    return this.#fetch({
+    const entryOf = (frame: number): FrameEntry => ({
+      stored: ref.frames[frame * 2] as number,
+      crc: ref.frames[frame * 2 + 1] as number,
+      raw: frameSize,
+    });
+    return {
       key: `${ref.origin === 0 ? prefix : origin.prefix}/${name}`,
-      first,
-      count,
       offset: (frame) => chunkFrameOffset(ref, frame),
       length: (frame) => (ref.frames[frame * 2] as number) & 0x3fffffff,
       crc: (frame) => ref.frames[frame * 2 + 1] as number,
+      wants: (frame) => frame < this.#framesPerChunk && this.#missing(chunk, ref, frame),
       decode: (key, frame, stored) =>
-        codec.decodeFrame(
-          key,
-          identity,
-          origin.id,
-          frame,
-          {
-            stored: ref.frames[frame * 2] as number,
-            crc: ref.frames[frame * 2 + 1] as number,
-            raw: this.geometry.frameSize,
-          },
-          stored,
-        ),
+        codec.decodeFrame(key, identity, origin.id, frame, entryOf(frame), stored),
       keep: (frame, bytes) => {
         // Not what an older map led to.
         if (generation !== this.#generation) return;
         cache.put(chunk * this.#framesPerChunk + frame, bytes);
       },
-    });
+    };
   }
 
   /** `length` bytes at `offset` of a segment's data, to `at` of `data`. */
@@ -364,113 +399,136 @@ export class DiskImage {
       data?.copyFrom(payload.subarray(offset, offset + length), at);
       return;
     }
-    const { cache, codec, prefix } = this.#parts;
+    const { cache } = this.#parts;
     const { frameSize } = this.geometry;
-    const facts = this.segments.get(slot) as SegmentFacts;
-    const { header, table } = facts;
     const to = offset + length;
     const last = Math.floor((to - 1) / frameSize);
-    const keyOf = (frame: number): number => -(slot * MAX_SEGMENT_FRAMES + frame + 1);
-    const copy = (bytes: Buffer, frame: number): void => {
+    const copy = (frame: number, bytes: Buffer): void => {
       const start = Math.max(offset, frame * frameSize);
       const end = Math.min(to, (frame + 1) * frameSize);
-      data?.copyFrom(part(bytes, frame * frameSize, start, end), at + start - offset);
+      if (start < end) {
+        data?.copyFrom(part(bytes, frame * frameSize, start, end), at + start - offset);
+      }
     };
     for (let frame = Math.floor(offset / frameSize); frame <= last; frame++) {
-      const cached = cache.get(keyOf(frame));
+      const cached = cache.get(segmentFrameKey(slot, frame));
       if (cached !== undefined) {
-        copy(cached, frame);
+        copy(frame, cached);
         continue;
       }
       let count = 1;
-      while (frame + count <= last && !cache.has(keyOf(frame + count))) count++;
-      const fetched = this.#fetch({
-        key: `${prefix}/${segmentName(slot)}`,
-        first: frame,
-        count,
-        offset: (one) => frameOffset(table, one + 1),
-        length: (one) => storedLength(table, one + 1),
-        crc: (one) => tableEntry(table, one + 1).crc,
-        decode: (key, one, stored) =>
-          codec.decodeFrame(key, header, codec.diskId, one + 1, tableEntry(table, one + 1), stored),
-        keep: (one, bytes) => cache.put(keyOf(one), bytes),
-      });
-      const start = frame;
-      for (const [i, promise] of fetched.entries()) {
-        jobs.push(promise.then((bytes) => copy(bytes, start + i)));
-      }
+      while (frame + count <= last && !cache.has(segmentFrameKey(slot, frame + count))) count++;
+      const source = this.#segmentSource(slot);
+      const wanted = this.#withNeighbour(source, frame, count, data);
+      this.#fetch(source, wanted.first, wanted.count, jobs, copy);
       frame += count - 1;
     }
   }
 
-  /** Shares what is on its way already; the rest comes by one request a gap. */
-  #fetch(source: FrameSource): Promise<Buffer>[] {
-    const promises: Promise<Buffer>[] = [];
-    for (let i = 0; i < source.count; ) {
-      const frame = source.first + i;
-      const under = this.#fetching.get(`${source.key}#${frame}`);
-      if (under !== undefined) {
-        promises.push(under);
-        i++;
-        continue;
-      }
-      let count = 1;
-      while (i + count < source.count && !this.#fetching.has(`${source.key}#${frame + count}`)) {
-        count++;
-      }
-      const answer = this.#request(source, frame, count);
-      for (let j = 0; j < count; j++) {
-        const id = `${source.key}#${frame + j}`;
-        const one = answer
-          .then((frames) => frames[j] as Buffer)
-          .finally(() => this.#fetching.delete(id));
-        this.#fetching.set(id, one);
-        promises.push(one);
-      }
-      i += count;
-    }
-    return promises;
+  #segmentSource(slot: number): FrameSource {
+    const { cache, codec, prefix } = this.#parts;
+    const { header, table } = this.segments.get(slot) as SegmentFacts;
+    return {
+      key: `${prefix}/${segmentName(slot)}`,
+      // Frame 0 of the object is the list of changes.
+      offset: (one) => frameOffset(table, one + 1),
+      length: (one) => storedLength(table, one + 1),
+      crc: (one) => tableEntry(table, one + 1).crc,
+      wants: (one) => one + 1 < header.frames && !cache.has(segmentFrameKey(slot, one)),
+      decode: (key, one, stored) =>
+        codec.decodeFrame(key, header, codec.diskId, one + 1, tableEntry(table, one + 1), stored),
+      keep: (one, bytes) => cache.put(segmentFrameKey(slot, one), bytes),
+    };
   }
 
-  async #request(source: FrameSource, first: number, count: number): Promise<Buffer[]> {
-    const { fileCache, requests } = this.#parts;
-    const frames = new Array<Buffer | undefined>(count).fill(undefined);
-    let missing = count;
-    if (fileCache !== undefined) {
-      for (let i = 0; i < count; i++) {
-        const frame = first + i;
-        const stored = await fileCache.get(
-          source.key,
-          frame,
-          source.length(frame),
-          source.crc(frame),
-        );
-        if (stored === undefined) continue;
-        frames[i] = source.decode(source.key, frame, stored);
-        missing--;
+  /** Shares what is on its way already; the rest comes by one request a gap. `take` sees each frame before it is gone. */
+  #fetch(
+    source: FrameSource,
+    first: number,
+    count: number,
+    jobs: Promise<unknown>[],
+    take: (frame: number, bytes: Buffer) => void,
+  ): void {
+    const until = first + count;
+    for (let frame = first; frame < until; ) {
+      const under = this.#fetching.get(`${source.key}#${frame}`);
+      if (under !== undefined) {
+        jobs.push(join(under, frame, take));
+        frame++;
+        continue;
       }
+      const start = frame;
+      const fetching = new Fetching();
+      do this.#fetching.set(`${source.key}#${frame++}`, fetching);
+      while (frame < until && !this.#fetching.has(`${source.key}#${frame}`));
+      jobs.push(join(fetching, undefined, take));
+      fetching.settle(this.#request(source, start, frame - start, fetching));
     }
-    if (missing > 0) {
-      const start = source.offset(first);
-      const end = source.offset(first + count - 1) + source.length(first + count - 1);
-      let body: Buffer;
-      try {
-        ({ body } = await requests.get(source.key, { range: { start, end } }));
-      } catch (error) {
-        if (failureKind(error) === 'not-found') throw new Gone(source.key);
-        throw error;
-      }
-      for (let i = 0; i < count; i++) {
-        if (frames[i] !== undefined) continue;
-        const frame = first + i;
+  }
+
+  async #request(
+    source: FrameSource,
+    first: number,
+    count: number,
+    fetching: Fetching,
+  ): Promise<void> {
+    const arrived = (frame: number, bytes: Buffer): void => {
+      // Whoever comes from here on finds it in the cache, or asks anew.
+      this.#fetching.delete(`${source.key}#${frame}`);
+      fetching.deliver(frame, bytes);
+      source.keep(frame, bytes);
+    };
+    try {
+      const missing = await this.#fromFile(source, first, count, arrived);
+      if (missing.length > 0) await this.#fromBucket(source, missing, arrived);
+    } finally {
+      for (let i = 0; i < count; i++) this.#fetching.delete(`${source.key}#${first + i}`);
+    }
+  }
+
+  /** @returns the frames that the local file has not */
+  async #fromFile(
+    source: FrameSource,
+    first: number,
+    count: number,
+    arrived: (frame: number, bytes: Buffer) => void,
+  ): Promise<number[]> {
+    const { fileCache } = this.#parts;
+    const missing: number[] = [];
+    for (let frame = first; frame < first + count; frame++) {
+      const [length, crc] = [source.length(frame), source.crc(frame)];
+      const stored = await fileCache?.get(source.key, frame, length, crc);
+      if (stored === undefined) missing.push(frame);
+      else arrived(frame, source.decode(source.key, frame, stored));
+    }
+    return missing;
+  }
+
+  async #fromBucket(
+    source: FrameSource,
+    missing: readonly number[],
+    arrived: (frame: number, bytes: Buffer) => void,
+  ): Promise<void> {
+    const { fileCache, requests } = this.#parts;
+    const last = missing.at(-1) as number;
+    const start = source.offset(missing[0] as number);
+    const end = source.offset(last) + source.length(last);
+    const into = this.#answers.take(end - start);
+    try {
+      const { body } = await requests.get(source.key, { range: { start, end }, into });
+      for (const frame of missing) {
         const at = source.offset(frame) - start;
         const stored = body.subarray(at, at + source.length(frame));
-        frames[i] = source.decode(source.key, frame, stored);
+        const bytes = source.decode(source.key, frame, stored);
         fileCache?.put(source.key, frame, stored, source.crc(frame));
+        arrived(frame, bytes);
       }
+    } catch (error) {
+      if (failureKind(error) === 'not-found') throw new Gone(source.key);
+      throw error;
+    } finally {
+      this.#answers.give(into);
     }
-    for (let i = 0; i < count; i++) source.keep(first + i, frames[i] as Buffer);
-    return frames as Buffer[];
   }
 
   /** Notices sequential readers, and fetches what they will want next. */
@@ -554,13 +612,66 @@ interface Stream {
 
 interface FrameSource {
   readonly key: string;
-  readonly first: number;
-  readonly count: number;
   offset(frame: number): number;
   length(frame: number): number;
   crc(frame: number): number;
+  /** Whether there is such a frame, and the cache lacks it. */
+  wants(frame: number): boolean;
+  /** Good for as long as `stored` is. */
   decode(key: string, frame: number, stored: Buffer): Buffer;
   keep(frame: number, bytes: Buffer): void;
+}
+
+/** A request under way, and who wants which of its frames. */
+class Fetching {
+  readonly #takers: { frame: number | undefined; take: (frame: number, bytes: Buffer) => void }[] =
+    [];
+  readonly done: Promise<void>;
+  #resolve: (result: Promise<void>) => void = () => {};
+
+  constructor() {
+    this.done = new Promise((resolve) => {
+      this.#resolve = resolve;
+    });
+  }
+
+  /** @param frame undefined: all of them */
+  add(frame: number | undefined, take: (frame: number, bytes: Buffer) => void): void {
+    this.#takers.push({ frame, take });
+  }
+
+  deliver(frame: number, bytes: Buffer): void {
+    for (const taker of this.#takers) {
+      if (taker.frame === undefined || taker.frame === frame) taker.take(frame, bytes);
+    }
+  }
+
+  settle(result: Promise<void>): void {
+    this.#resolve(result);
+  }
+}
+
+/** Settles when the request has; what goes wrong with one who takes is that one's business. */
+async function join(
+  fetching: Fetching,
+  frame: number | undefined,
+  take: (frame: number, bytes: Buffer) => void,
+): Promise<void> {
+  const failures: unknown[] = [];
+  fetching.add(frame, (one, bytes) => {
+    try {
+      take(one, bytes);
+    } catch (error) {
+      failures.push(error);
+    }
+  });
+  await fetching.done;
+  if (failures.length > 0) throw failures[0];
+}
+
+/** Key of a segment's frame in the cache. */
+function segmentFrameKey(slot: number, frame: number): number {
+  return -(slot * MAX_SEGMENT_FRAMES + frame + 1);
 }
 
 /** Bytes `[start, end)` of something whose byte 0 is at `base`. */

@@ -23,6 +23,7 @@ import { crc32 } from 'node:zlib';
 import type { DataOut } from 'tcmu';
 import { failureKind } from '../object-store.js';
 import { type BlobCodec, BlobKind, decodeHead, type EncodedBlob, HEADER_BYTES } from './blob.js';
+import { Buffers } from './buffers.js';
 import { DiskError } from './errors.js';
 import { Lease, type Moment } from './lease.js';
 import { segmentName } from './names.js';
@@ -92,7 +93,8 @@ export class LogWriter {
   /** When the first change came into it. */
   #openSince = 0;
   #staging: Buffer;
-  #spare: Buffer | undefined;
+  /** Of segments: as many as may be dirty, so that those are there when writing goes on. */
+  readonly #buffers: Buffers;
   /** Sealed, not started. */
   readonly #queue: Sealed[] = [];
   readonly #underWay = new Map<number, Sealed>();
@@ -121,6 +123,7 @@ export class LogWriter {
   /** Segments before it may be held. */
   #heldBefore = 0;
   /** Of segments that are forgotten, and may be held all the same. */
+  readonly #held: Buffer[] = [];
   #heldBytes = 0;
 
   /** @param slot the first to write */
@@ -137,7 +140,9 @@ export class LogWriter {
     this.#events = events;
     this.lease = new Lease(requests.clock, options.lease);
     this.#durable = slot;
-    this.#staging = Buffer.allocUnsafeSlow(options.segmentSize);
+    const { segmentSize, dirtyLimit } = options;
+    this.#buffers = new Buffers(segmentSize, Math.ceil(dirtyLimit / segmentSize));
+    this.#staging = this.#buffers.take();
     this.#open = new OpenSegment(slot, options.blockSize, this.#staging);
   }
 
@@ -439,10 +444,7 @@ export class LogWriter {
     const whole = open.payload();
     const small = whole.length <= this.#options.segmentSize / SMALL_SHARE;
     const payload = small ? copyOf(whole) : whole;
-    if (!small) {
-      this.#staging = this.#spare ?? Buffer.allocUnsafeSlow(this.#options.segmentSize);
-      this.#spare = undefined;
-    }
+    if (!small) this.#staging = this.#buffers.take();
     this.#payloads.set(open.slot, payload);
     const records = open.encodeRecords();
     this.#queue.push({ slot: open.slot, payload, records, facts: undefined, sent: undefined });
@@ -514,10 +516,10 @@ export class LogWriter {
     const payload = this.#payloads.get(slot) as Buffer;
     this.#payloads.delete(slot);
     this.#residentBytes -= payload.buffer.byteLength;
-    if (slot < this.#heldBefore) this.#heldBytes += payload.buffer.byteLength;
-    else if (payload.buffer.byteLength === this.#options.segmentSize) {
-      this.#spare ??= Buffer.from(payload.buffer, 0);
-    }
+    const whole = Buffer.from(payload.buffer);
+    if (slot >= this.#heldBefore) return this.#buffers.give(whole);
+    this.#held.push(whole);
+    this.#heldBytes += whole.length;
   }
 
   /** While `run` is under way, what `payload` answered of what is durable now stays as it is. */
@@ -530,6 +532,7 @@ export class LogWriter {
       if (--this.#holders === 0) {
         this.#heldBefore = 0;
         this.#heldBytes = 0;
+        for (const buffer of this.#held.splice(0)) this.#buffers.give(buffer);
       }
     }
   }

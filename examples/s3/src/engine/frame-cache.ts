@@ -3,34 +3,64 @@
  * disk, a segment's by its slot (negative). Whoever replaces a chunk drops its frames. What else takes of the same
  * memory is asked for, and makes way for nothing here.
  *
- * What is put is copied; what `get` answers is good until the next `put`, which may use its memory again.
+ * Contract: what is put is copied; what `get` answers is good until the next call, which may use its memory again.
+ * Memory is taken in slabs of many frames, and given back in slabs when less of it is left: V8 collects garbage whenever a few MiB
+ * of buffers were allocated, however much memory there is, so that a buffer a frame would cost more than the copying.
  */
-import { Buffers } from './buffers.js';
 
-/** Bytes of frames that were dropped, kept for those to come. */
-const KEEP_BYTES = 2 * 1024 * 1024;
+/** Bytes of a slab, at most; at most the sixteenth part of the limit. */
+const SLAB_BYTES = 8 * 1024 * 1024;
+const SLABS = 16;
+
+/** Memory for some frames. */
+interface Slab {
+  readonly free: Buffer[];
+  /** Keys of the frames in it. */
+  readonly keys: Set<number>;
+}
+
+interface Frame {
+  readonly bytes: Buffer;
+  /** Undefined: memory of its own. */
+  readonly slab: Slab | undefined;
+  readonly place: Buffer;
+}
 
 export class FrameCache {
-  readonly #frames = new Map<number, Buffer>();
-  #bytes = 0;
+  readonly #frames = new Map<number, Frame>();
+  readonly #slabs = new Set<Slab>();
+  /** Those with free places, and perhaps others. */
+  #open: Slab[] = [];
+  readonly #slabBytes: number;
+  readonly #frameSize: number;
   readonly #limit: number;
   readonly #taken: () => number;
-  readonly #buffers: Buffers;
+  /** In memory of their own. */
+  #smallBytes = 0;
+  #bytes = 0;
   hits = 0;
   misses = 0;
 
-  /** @param limit bytes, of which `taken` are in other use at the moment; @param frameSize of most */
+  /** @param limit bytes, of which `taken` are in other use at the moment; @param frameSize of the largest */
   constructor(limit: number, frameSize: number, taken = (): number => 0) {
     this.#limit = limit;
+    this.#frameSize = frameSize;
     this.#taken = taken;
-    this.#buffers = new Buffers(frameSize, Math.floor(KEEP_BYTES / frameSize));
+    const most = Math.min(SLAB_BYTES, limit / SLABS);
+    this.#slabBytes = Math.max(frameSize, Math.floor(most / frameSize) * frameSize);
   }
 
+  /** Bytes of the frames. */
   get bytes(): number {
     return this.#bytes;
   }
 
-  /** Bytes that could be put without dropping anything. */
+  /** Bytes of memory taken for them. */
+  get memory(): number {
+    return this.#slabs.size * this.#slabBytes + this.#smallBytes;
+  }
+
+  /** Bytes that may be put without dropping anything. */
   get room(): number {
     return this.#limit - this.#taken() - this.#bytes;
   }
@@ -44,7 +74,7 @@ export class FrameCache {
     this.hits++;
     this.#frames.delete(key);
     this.#frames.set(key, frame);
-    return frame;
+    return frame.bytes;
   }
 
   /** Without counting, or taking it for used. */
@@ -52,28 +82,77 @@ export class FrameCache {
     return this.#frames.has(key);
   }
 
-  put(key: number, frame: Uint8Array): void {
+  put(key: number, bytes: Uint8Array): void {
     this.delete(key);
-    this.#trim(frame.length);
-    if (this.room < frame.length) return;
-    const whole = frame.length === this.#buffers.size;
-    const own = whole ? this.#buffers.take() : Buffer.allocUnsafeSlow(frame.length);
-    own.set(frame);
-    this.#frames.set(key, own);
-    this.#bytes += own.length;
+    this.trim();
+    // A small one would waste its place.
+    const frame =
+      bytes.length * 2 > this.#frameSize ? this.#place(key, bytes) : this.#small(bytes.length);
+    if (frame === undefined) return;
+    frame.bytes.set(bytes);
+    this.#frames.set(key, frame);
+    this.#bytes += bytes.length;
+  }
+
+  #small(length: number): Frame | undefined {
+    if (!this.#fits(length)) return undefined;
+    this.#smallBytes += length;
+    const bytes = Buffer.allocUnsafeSlow(length);
+    return { bytes, slab: undefined, place: bytes };
+  }
+
+  #place(key: number, { length }: Uint8Array): Frame | undefined {
+    for (;;) {
+      const slab = this.#open.at(-1);
+      const place = slab?.free.pop();
+      if (slab !== undefined && place !== undefined) {
+        slab.keys.add(key);
+        return { bytes: place.subarray(0, length), slab, place };
+      }
+      this.#open.pop();
+      if (this.#open.length > 0) continue;
+      if (this.memory + this.#slabBytes <= this.#limit - this.#taken()) this.#addSlab();
+      else if (!this.#dropOldest()) return undefined;
+    }
+  }
+
+  #addSlab(): void {
+    const memory = Buffer.allocUnsafeSlow(this.#slabBytes);
+    const free: Buffer[] = [];
+    for (let at = 0; at < memory.length; at += this.#frameSize) {
+      free.push(memory.subarray(at, at + this.#frameSize));
+    }
+    const slab = { free, keys: new Set<number>() };
+    this.#slabs.add(slab);
+    this.#open.push(slab);
   }
 
   /** Down to what is left of the limit. */
   trim(): void {
-    this.#trim(0);
+    this.#fits(0);
   }
 
-  #trim(wanted: number): void {
-    const limit = this.#limit - this.#taken() - wanted;
-    for (const old of this.#frames.keys()) {
-      if (this.#bytes <= limit) break;
-      this.delete(old);
+  /** Makes room for `length` bytes outside the slabs. */
+  #fits(length: number): boolean {
+    const limit = this.#limit - this.#taken() - length;
+    while (this.memory > limit) {
+      const oldest = this.#frames.values().next().value?.slab ?? this.#slabs.values().next().value;
+      if (oldest !== undefined) this.#dropSlab(oldest);
+      else if (!this.#dropOldest()) return false;
     }
+    return true;
+  }
+
+  #dropSlab(slab: Slab): void {
+    this.#slabs.delete(slab);
+    this.#open = this.#open.filter((open) => open !== slab);
+    for (const key of [...slab.keys]) this.delete(key);
+  }
+
+  #dropOldest(): boolean {
+    const { value: oldest, done } = this.#frames.keys().next();
+    if (done !== true) this.delete(oldest);
+    return done !== true;
   }
 
   deleteIf(which: (key: number) => boolean): void {
@@ -83,8 +162,14 @@ export class FrameCache {
   delete(key: number): void {
     const frame = this.#frames.get(key);
     if (frame === undefined) return;
+    const { slab, place, bytes } = frame;
     this.#frames.delete(key);
-    this.#bytes -= frame.length;
-    this.#buffers.give(frame);
+    this.#bytes -= bytes.length;
+    if (slab === undefined) {
+      this.#smallBytes -= bytes.length;
+      return;
+    }
+    slab.keys.delete(key);
+    if (slab.free.push(place) === 1 && this.#slabs.has(slab)) this.#open.push(slab);
   }
 }

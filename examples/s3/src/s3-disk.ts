@@ -272,9 +272,7 @@ export class S3Disk implements BlockStore {
       disk,
       // Of what was written lately as much is kept as is there, up to half; the rest is for what was read.
       cache: new FrameCache(cacheSize, disk.frameSize, () =>
-        self === undefined
-          ? 0
-          : (self.#log?.residentBytes ?? 0) + (self.#checkpointer?.loadedBytes ?? 0),
+        self === undefined ? 0 : self.#otherMemory,
       ),
       fileCache,
       payload: (slot) => (self === undefined ? undefined : self.#log?.payload(slot)),
@@ -419,6 +417,12 @@ export class S3Disk implements BlockStore {
 
   get #segmentLimit(): number {
     return this.#options.segmentLimit ?? 4096;
+  }
+
+  /** Bytes that are the cache's, and in other use. */
+  get #otherMemory(): number {
+    const written = this.#log?.residentBytes ?? 0;
+    return written + (this.#checkpointer?.loadedBytes ?? 0) + this.#image.answerBytes;
   }
 
   get #image(): DiskImage {

@@ -310,8 +310,10 @@ describe('a disk', () => {
     expect(logBytesInMemory).toBeGreaterThan(cacheSize / 4);
     await disk.checkpoint();
     await readAll(disk);
-    // Nothing written is needed any more: all of it is for reading, and stays until something is written.
-    expect(disk.statistics().cacheBytes).toBe(cacheSize);
+    // Nothing written is needed any more: all of it is for reading, what is on its way from the bucket included, and stays
+    // until something is written.
+    expect(disk.statistics().cacheBytes).toBeLessThanOrEqual(cacheSize - 4 * KiB);
+    expect(disk.statistics().cacheBytes).toBeGreaterThanOrEqual(cacheSize - 32 * KiB);
     for (let at = 0; at < MiB; at += 32 * KiB) {
       await write(disk, at, Buffer.alloc(32 * KiB, 2), true);
       const { cacheBytes, logBytesInMemory, dirtyBytes } = disk.statistics();

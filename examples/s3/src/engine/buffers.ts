@@ -35,10 +35,18 @@ export class Buffers {
 export class AnswerBuffers {
   readonly #bySize = new Map<number, Buffers>();
   readonly #keepBytes: number;
+  #takenBytes = 0;
 
   /** @param keepBytes of each size, kept for use again */
   constructor(keepBytes: number) {
     this.#keepBytes = keepBytes;
+  }
+
+  /** Bytes of memory, in use or kept. */
+  get bytes(): number {
+    let bytes = this.#takenBytes;
+    for (const { freeBytes } of this.#bySize.values()) bytes += freeBytes;
+    return bytes;
   }
 
   /** One of at least so many bytes. */
@@ -49,10 +57,12 @@ export class AnswerBuffers {
       buffers = new Buffers(size, Math.floor(this.#keepBytes / size));
       this.#bySize.set(size, buffers);
     }
+    this.#takenBytes += size;
     return buffers.take();
   }
 
   give(buffer: Buffer): void {
+    this.#takenBytes -= buffer.length;
     this.#bySize.get(buffer.length)?.give(buffer);
   }
 }

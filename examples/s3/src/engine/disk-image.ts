@@ -44,12 +44,12 @@ export interface Geometry {
 export const MAX_SEGMENT_FRAMES = 4096;
 /** Extents one `blockStatus` looks for at most. */
 const MAX_EXTENTS = 256;
-/** A stream is taken for sequential after this many bytes, and read ahead at most as far as that. */
+/** A stream is taken for sequential after this many bytes, and read ahead at most as far as that, or a quarter of the cache. */
 const SEQUENTIAL_BYTES = 128 * 1024;
 const MAX_READ_AHEAD = 4 * 1024 * 1024;
 const STREAMS = 4;
-/** Bytes of memory for answers of the bucket of one size, kept for the next ones. */
-const ANSWER_BYTES = 2 * 1024 * 1024;
+/** Share of the cache's memory that answers of the bucket of one size may keep for the next ones. */
+const ANSWER_SHARE = 1 / 64;
 
 export interface ImageParts {
   readonly requests: Requests;
@@ -73,7 +73,7 @@ export class DiskImage {
   #generation = 0;
   readonly #framesPerChunk: number;
   readonly #fetching = new Map<string, Fetching>();
-  readonly #answers = new AnswerBuffers(ANSWER_BYTES);
+  readonly #answers: AnswerBuffers;
   /** The sequential readers of late, the latest first. */
   readonly #streams: Stream[] = [];
 
@@ -84,6 +84,12 @@ export class DiskImage {
     const { blockSize, chunkSize, frameSize } = parts.geometry;
     this.index = new LogIndex(blockSize, chunkSize);
     this.#framesPerChunk = chunkSize / frameSize;
+    this.#answers = new AnswerBuffers(parts.cache.limit * ANSWER_SHARE);
+  }
+
+  /** Bytes of memory for what is on its way from the bucket. */
+  get answerBytes(): number {
+    return this.#answers.bytes;
   }
 
   get map(): ChunkMap {
@@ -547,7 +553,8 @@ export class DiskImage {
     stream.ahead = Math.max(stream.ahead, end);
     if (stream.run < SEQUENTIAL_BYTES) return;
     // As far ahead as was read already, a chunk at a time, so that requests are large.
-    const wanted = Math.min(end + Math.min(stream.run, MAX_READ_AHEAD), this.size);
+    const most = Math.min(MAX_READ_AHEAD, this.#parts.cache.limit / 4);
+    const wanted = Math.min(end + Math.min(stream.run, most), this.size);
     const { chunkSize } = this.geometry;
     while (stream.ahead < wanted) {
       const stop = Math.min((Math.floor(stream.ahead / chunkSize) + 1) * chunkSize, this.size);

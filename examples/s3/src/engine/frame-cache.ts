@@ -33,7 +33,7 @@ export class FrameCache {
   #open: Slab[] = [];
   readonly #slabBytes: number;
   readonly #frameSize: number;
-  readonly #limit: number;
+  readonly limit: number;
   readonly #taken: () => number;
   /** In memory of their own. */
   #smallBytes = 0;
@@ -43,7 +43,7 @@ export class FrameCache {
 
   /** @param limit bytes, of which `taken` are in other use at the moment; @param frameSize of the largest */
   constructor(limit: number, frameSize: number, taken = (): number => 0) {
-    this.#limit = limit;
+    this.limit = limit;
     this.#frameSize = frameSize;
     this.#taken = taken;
     const most = Math.min(SLAB_BYTES, limit / SLABS);
@@ -62,7 +62,7 @@ export class FrameCache {
 
   /** Bytes that may be put without dropping anything. */
   get room(): number {
-    return this.#limit - this.#taken() - this.#bytes;
+    return this.limit - this.#taken() - this.#bytes;
   }
 
   get(key: number): Buffer | undefined {
@@ -111,7 +111,7 @@ export class FrameCache {
       }
       this.#open.pop();
       if (this.#open.length > 0) continue;
-      if (this.memory + this.#slabBytes <= this.#limit - this.#taken()) this.#addSlab();
+      if (this.memory + this.#slabBytes <= this.limit - this.#taken()) this.#addSlab();
       else if (!this.#dropOldest()) return undefined;
     }
   }
@@ -134,7 +134,7 @@ export class FrameCache {
 
   /** Makes room for `length` bytes outside the slabs. */
   #fits(length: number): boolean {
-    const limit = this.#limit - this.#taken() - length;
+    const limit = this.limit - this.#taken() - length;
     while (this.memory > limit) {
       const oldest = this.#frames.values().next().value?.slab ?? this.#slabs.values().next().value;
       if (oldest !== undefined) this.#dropSlab(oldest);

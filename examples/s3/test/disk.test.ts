@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { BlockDevice } from 'tcmu/scsi';
 import { MemoryDataOut } from 'tcmu/store';
 import { describe, expect, it } from 'vitest';
-import { createDisk } from '../src/engine/admin.js';
+import { checkDisk, createDisk, readingParts } from '../src/engine/admin.js';
 import { BlobCodec, canCompress } from '../src/engine/blob.js';
 import { rotateKeys } from '../src/engine/records.js';
 import { type OpenOptions, S3Disk } from '../src/s3-disk.js';
@@ -190,6 +190,49 @@ describe('a disk', () => {
     expect(bucket.keys(`${PREFIX}/l/`)).toEqual([]);
     await disk.close();
   }, 120_000);
+
+  it('of 64 TiB is written at both ends, asked what it holds, kept, checked, and shrunk', async () => {
+    const size = 64 * 1024 ** 4;
+    const bucket = new MemoryBucket();
+    await createDisk(requestsOf(bucket.connect()), PREFIX, { size });
+    const options: OpenOptions = { ...SMALL, segmentSize: 4 * MiB, dirtyLimit: 16 * MiB };
+    const disk = await S3Disk.open(bucket.connect(), PREFIX, options);
+    const places = [0, size / 2 + 4096, size - 4096];
+    for (const place of places) await write(disk, place, Buffer.alloc(4096, 7));
+    const data = async (): Promise<[number, number][]> => {
+      const found: [number, number][] = [];
+      for (let at = 0; at < size; ) {
+        const extents = await disk.blockStatus(at, size - at);
+        expect(extents.length).toBeGreaterThan(0);
+        for (const { status, length } of extents) {
+          if (status === 'data') found.push([at, length]);
+          at += length;
+        }
+      }
+      return found;
+    };
+    // In the log, and, by the frame, in chunks.
+    expect(await data()).toEqual(places.map((place) => [place, 4096]));
+    await disk.snapshot('kept');
+    await disk.checkpoint();
+    const frame = (at: number): number => at - (at % (64 * KiB));
+    expect(await data()).toEqual(places.map((place) => [frame(place), 64 * KiB]));
+    for (const place of places) expect((await readAll(disk, place, 4096))[0]).toBe(7);
+    await disk.resize(MiB);
+    await disk.resize(size);
+    expect((await readAll(disk, size - 4096, 4096))[0]).toBe(0);
+    await disk.checkpoint();
+    const { mapBytes, logRuns, cacheBytes } = disk.statistics();
+    expect(mapBytes + cacheBytes + logRuns * 200).toBeLessThan(2 * MiB);
+    await disk.close();
+    const parts = await readingParts(requestsOf(bucket.connect()), PREFIX, undefined);
+    const seen: number[] = [];
+    expect((await checkDisk(parts, (done) => seen.push(done))).problems).toEqual([]);
+    expect(seen.length).toBeGreaterThan(0);
+    const kept = await S3Disk.open(bucket.connect(), PREFIX, { ...options, snapshot: 'kept' });
+    expect((await readAll(kept, size - 4096, 4096))[0]).toBe(7);
+    await kept.close();
+  }, 20_000);
 
   it('writes little for little: one small object a flush, however random the writes', async () => {
     const bucket = new MemoryBucket();

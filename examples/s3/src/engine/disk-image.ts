@@ -44,6 +44,8 @@ export interface Geometry {
 export const MAX_SEGMENT_FRAMES = 4096;
 /** Extents one `blockStatus` looks for at most. */
 const MAX_EXTENTS = 256;
+/** What one question about provisioning may look at: chunks count 16, parts of the disk without any 1. */
+const STATUS_LOOKS = 65_536;
 /** A stream is taken for sequential after this many bytes, and read ahead at most as far as that, or a quarter of the cache. */
 const SEQUENTIAL_BYTES = 128 * 1024;
 const MAX_READ_AHEAD = 4 * 1024 * 1024;
@@ -575,9 +577,24 @@ export class DiskImage {
       if (last?.status === status) last.length += bytes;
       else extents.push({ length: bytes, status });
     };
-    for (let done = 0; done < length && extents.length < MAX_EXTENTS; ) {
+    let looks = STATUS_LOOKS;
+    let logged: ReadonlySet<number> | undefined;
+    for (let done = 0; done < length && extents.length < MAX_EXTENTS && looks > 0; ) {
       const at = position + done;
       const chunk = Math.floor(at / chunkSize);
+      if (!this.#map.hasLeafOf(chunk)) {
+        logged ??= new Set([...this.index.indexes()].map(leafOf));
+        if (!logged.has(leafOf(chunk))) {
+          // Nothing in all of the leaf's part: a disk of many TiB is mostly that.
+          const end = (leafOf(chunk) + 1) * LEAF_CHUNKS * chunkSize;
+          const hole = Math.min(length - done, end - at);
+          add(hole, 'hole');
+          done += hole;
+          looks--;
+          continue;
+        }
+      }
+      looks -= 16;
       const from = at - chunk * chunkSize;
       const to = Math.min(chunkSize, from + length - done);
       const runs = [...(this.index.of(chunk) ?? [])];
@@ -606,6 +623,8 @@ export class DiskImage {
     return extents;
   }
 }
+
+const leafOf = (chunk: number): number => Math.floor(chunk / LEAF_CHUNKS);
 
 /** A sequential reader. */
 interface Stream {

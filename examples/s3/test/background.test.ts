@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { Background, WIDTH } from '../src/engine/background.js';
 import { type Clock, systemClock } from '../src/engine/requests.js';
 import { create, KiB, MiB, open, write } from './support/disk.js';
-import { MemoryBucket } from './support/memory-objects.js';
+import { type Fate, MemoryBucket } from './support/memory-objects.js';
 
 /** Time that passes only while somebody sleeps. */
 class ManualClock implements Clock {
@@ -110,7 +110,7 @@ describe('a checkpoint', () => {
     const during: number[] = [];
     let started = 0;
     const isLog = (key: string) => /\/s\/\d+$/.test(key);
-    bucket.fate = async (operation, key) => {
+    bucket.fate = async (operation, key): Promise<Fate> => {
       const isOurs = operation === 'put' && isLog(key);
       if (!isOurs) {
         background++;

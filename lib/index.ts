@@ -34,7 +34,7 @@ export {
   type TcmuErrorDetails,
 } from './errors.js';
 export { BackingFile, type BackingFileOptions } from './io/backing-file.js';
-export { LinearFile } from './io/linear-file.js';
+export { FileMap, type FileMapOptions } from './io/file-map.js';
 export { StateFile, type StateFileOptions } from './io/state-file.js';
 export type { NativeFileFacts } from './native.js';
 export {

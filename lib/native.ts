@@ -94,6 +94,11 @@ export interface NativeRing {
   /** Terms and counters of the express lane; its words are in device/express-lane.ts. */
   readonly express: Float64Array;
   /**
+   * Where the express lane finds a disk's bytes from now on: the words of a `FileMap` (io/file-map.ts), read at each
+   * command and never written; kept alive by the ring. Its memory must not be transferred. A unit has 2^`unitBits` bytes.
+   */
+  useFileMap(words: Float64Array, unitBits: number): void;
+  /**
    * Scatter-gather read of `[offset, offset + length)` of a slot's memory from a file. The result is the
    * bytes read (>= 0; the rest is zeroed) when it could be done at once under `mode`, else -id: queued,
    * the slot is pinned, and `io` reports the result under that id. A failure at once is thrown. Position
@@ -262,7 +267,7 @@ export interface NativeAddon {
   contract: number;
 }
 
-export const CONTRACT = 4;
+export const CONTRACT = 5;
 export const EVENT_TMR = -1;
 export const EVENT_RESET = -2;
 export const CDB_STRIDE = 32;

@@ -12,7 +12,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { DataIn, DataOut, MaybePromise } from '../lib/device/data.js';
 import { Device } from '../lib/device/device.js';
 import { BackingFile } from '../lib/io/backing-file.js';
-import { LinearFile } from '../lib/io/linear-file.js';
+import { FileMap } from '../lib/io/file-map.js';
 import { BlockDevice } from '../lib/scsi/block-device.js';
 import { sense } from '../lib/scsi/sense.js';
 import {
@@ -42,7 +42,7 @@ afterEach(async () => {
 
 /** A file, byte for byte, that tells how often it was asked. */
 class LinearStore implements BlockStore {
-  readonly linear: LinearFile;
+  readonly fileMap: FileMap;
   readonly supportsFua = true;
   size = BLOCKS * BLOCK;
   calls = 0;
@@ -52,14 +52,14 @@ class LinearStore implements BlockStore {
   #end = this.size;
 
   constructor(readonly file: BackingFile) {
-    this.linear = new LinearFile(file);
+    this.fileMap = FileMap.linear(file);
     this.cut(this.size);
   }
 
   /** As if somebody had cut the file there. */
   cut(end: number): void {
     this.#end = end;
-    this.linear.allow(end, end);
+    this.fileMap.allow(end, end);
   }
 
   read(position: number, data: DataIn): MaybePromise<unknown> {
@@ -390,7 +390,7 @@ describe('the express lane', () => {
     expect((await disk.submit({ cdb, dataOut: filled(1, 7) })).status).toBe(2);
     store.cut(BLOCKS * BLOCK);
     expect((await disk.submit({ cdb, dataOut: filled(1, 7) })).status).toBe(2);
-    expect(store.linear.readable).toBe(0);
+    expect(store.fileMap.readable).toBe(0);
     expect(readFileSync(other.path).every((byte) => byte === 0)).toBe(true);
     await other.close();
   });

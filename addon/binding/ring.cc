@@ -5,7 +5,6 @@
 
 #include <algorithm>
 
-#include "../ring/express.h"
 #include "registry.h"
 
 namespace tcmu {
@@ -101,6 +100,7 @@ RingObject::RingObject(const Napi::CallbackInfo& info)
   bindMethod<&RingObject::unpin>(self, this, "unpin");
   bindMethod<&RingObject::readFile>(self, this, "readFile");
   bindMethod<&RingObject::writeFile>(self, this, "writeFile");
+  bindMethod<&RingObject::useFileMap>(self, this, "useFileMap");
   bindMethod<&RingObject::close>(self, this, "close");
   bindMethod<&RingObject::stats>(self, this, "stats");
   io_->add(this);
@@ -235,33 +235,60 @@ uint32_t RingObject::takeExpress(uint32_t count) {
   return left;
 }
 
+napi_value RingObject::useFileMap(const Arguments<2>& arguments) {
+  const Napi::Env env = arguments.env;
+  const Napi::Value words(env, arguments.values[0]);
+  const uint32_t unit_bits = arguments.uint32(1);
+  if (!words.IsTypedArray() || words.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array)
+    throw Napi::TypeError::New(env, "the file map is no Float64Array");
+  const auto array = words.As<Napi::Float64Array>();
+  const FileMap map(array.Data(), array.ElementLength(), unit_bits);
+  if (map.empty()) throw Napi::RangeError::New(env, "the file map has no length or unit of one");
+  file_map_words_ = Napi::Persistent(words.As<Napi::Object>());
+  file_map_ = map;
+  return nullptr;
+}
+
+// All of it at once, or not at all as far as anybody can tell.
+bool RingObject::moveRun(const FileMap::Run& run, bool write, Segments segments, uint64_t offset) {
+  Operation operation = {
+      .kind = write ? Operation::Kind::Write : Operation::Kind::Read,
+      .fd = static_cast<int>(run.file[FileMap::kFd]),
+      .segments = segments,
+      .offset = offset,
+      .length = run.length,
+      .position = static_cast<int64_t>(run.position),
+  };
+  const auto mode =
+      static_cast<uint32_t>(run.file[write ? FileMap::kWriteMode : FileMap::kReadMode]);
+  int64_t result = 0;
+  if (mode & IoQueueObject::kInline)
+    result = operation.run();
+  else if (!(mode & IoQueueObject::kNoWait) || !operation.tryNow(result))
+    return false;
+  return result == static_cast<int64_t>(run.length);
+}
+
 // A move that fails, falls short, or would have to wait is left to the handler from its start: it may be
 // done twice, and its outcome is what the handler makes of it.
 RingObject::Carried RingObject::carryOut(uint32_t slot) {
   const uint32_t* info = tables_.info + slot * RingTables::kInfoWords;
   const auto move = plainMove(tables_.cdbs + slot * RingTables::kCdbBytes, info[7]);
-  if (!move || info[3] != 0) return Carried::No;
+  if (!move || info[3] != 0 || file_map_.empty()) return Carried::No;
   const double end = static_cast<double>(move->lba) + move->blocks;
   const double bytes = express_[kExpressBlockBytes] * move->blocks;
   if (end > express_[move->write ? kExpressWriteBlocks : kExpressReadBlocks] ||
       bytes > express_[kExpressMostBytes] || bytes != info[2])
     return Carried::No;
-  Operation operation = {
-      .kind = move->write ? Operation::Kind::Write : Operation::Kind::Read,
-      .fd = static_cast<int>(express_[kExpressFd]),
-      .segments = ring_->segments(slot),
-      .offset = 0,
-      .length = info[2],
-      .position = static_cast<int64_t>(express_[kExpressBlockBytes] * static_cast<double>(move->lba)),
-  };
-  const auto mode =
-      static_cast<uint32_t>(express_[move->write ? kExpressWriteMode : kExpressReadMode]);
-  int64_t result = 0;
-  if (mode & IoQueueObject::kInline)
-    result = operation.run();
-  else if (!(mode & IoQueueObject::kNoWait) || !operation.tryNow(result))
-    return Carried::MustWait;
-  if (result != info[2]) return Carried::MustWait;
+  const uint64_t position = static_cast<uint64_t>(express_[kExpressBlockBytes]) * move->lba;
+  FileMap::Run runs[kExpressRuns];
+  const uint32_t count = file_map_.find(position, info[2], move->write, runs, kExpressRuns);
+  if (count == 0) return Carried::No;
+  uint64_t offset = 0;
+  for (uint32_t i = 0; i < count; i++) {
+    if (!moveRun(runs[i], move->write, ring_->segments(slot), offset)) return Carried::MustWait;
+    offset += runs[i].length;
+  }
   (void)ring_->complete({.slot = slot,
                          .status = 0,
                          .flags = 0,

@@ -15,6 +15,7 @@
 
 #include "../memory/external_buffers.h"
 #include "../memory/mapping.h"
+#include "../ring/express.h"
 #include "../ring/ring.h"
 #include "../uio/poller.h"
 #include "io_queue.h"
@@ -51,13 +52,10 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   // Words of the `express` table: the terms on which plain reads and writes are carried out here. Whole
   // numbers up to 2^53; a lane with no blocks is closed.
   enum ExpressWord {
-    kExpressFd,
     kExpressBlockBytes,
     kExpressReadBlocks,
     kExpressWriteBlocks,
     kExpressMostBytes,
-    kExpressReadMode,
-    kExpressWriteMode,
     // Counted here.
     kExpressReads,
     kExpressWrites,
@@ -65,6 +63,9 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
     kExpressBlocksRead,
     kExpressWords,
   };
+
+  // Pieces that a plain command may lie in.
+  static constexpr uint32_t kExpressRuns = 64;
 
   // Completions between two flushes, at most.
   static constexpr uint32_t kCompletionRecords = 4096;
@@ -89,6 +90,7 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   napi_value unpin(const Arguments<1>&);
   napi_value readFile(const Arguments<0>&);
   napi_value writeFile(const Arguments<0>&);
+  napi_value useFileMap(const Arguments<2>&);
   napi_value close(const Arguments<0>&);
   napi_value stats(const Arguments<0>&);
 
@@ -102,6 +104,7 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   uint32_t takeExpress(uint32_t count);
   enum class Carried { Yes, No, MustWait };
   Carried carryOut(uint32_t slot);
+  bool moveRun(const FileMap::Run& run, bool write, Segments segments, uint64_t offset);
   bool drainEvent();
   void failPoisoned();
   void reportLost(int error, const char* doing);
@@ -139,6 +142,8 @@ class RingObject : public Napi::ObjectWrap<RingObject>,
   uint32_t* completions_ = nullptr;
   double* transfer_ = nullptr;
   double* express_ = nullptr;
+  FileMap file_map_;  // in an array of JavaScript's, which `file_map_words_` keeps
+  Napi::ObjectReference file_map_words_;
   uint8_t* sense_ = nullptr;
 
   bool started_ = false;

@@ -42,7 +42,7 @@ export interface DeviceOptions {
    */
   commandTimeout?: number;
   /**
-   * Whether plain reads and writes may pass by the handler where its store allows that (`BlockStore.linear`).
+   * Whether plain reads and writes may pass by the handler where its store allows that (`BlockStore.fileMap`).
    * They are no part of the diagnostics channels then. Default true.
    */
   express?: boolean;

@@ -12,8 +12,8 @@ import { type FileHandle, open } from 'node:fs/promises';
 import type { MaybePromise } from '../device/data.js';
 import { ArgumentError, errnoOf, FileError } from '../errors.js';
 import { IO_INLINE, IO_NOWAIT, type NativeFileFacts, native } from '../native.js';
+import type { FileMap } from './file-map.js';
 import { fileError, io, queued, wrapFileError } from './io-queue.js';
-import type { LinearFile } from './linear-file.js';
 
 /** How a backing file is opened, for `BackingFile.open`. */
 export interface BackingFileOptions {
@@ -70,7 +70,7 @@ export class BackingFile {
   /** How writes are tried. @internal */
   readonly writeMode: number;
   /** What passes by stores to this file; taken back before the descriptor goes. @internal */
-  readonly linear = new Set<LinearFile>();
+  readonly maps = new Set<FileMap>();
   readonly #handle: FileHandle;
   #closed = false;
   #running = 0;
@@ -350,7 +350,7 @@ export class BackingFile {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    for (const linear of this.linear) linear.allow(0, 0);
+    for (const map of this.maps) map.close();
     if (this.#running > 0) {
       await new Promise<void>((resolve) => {
         this.#idle = resolve;

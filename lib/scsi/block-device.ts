@@ -201,7 +201,7 @@ export class BlockDevice implements CommandHandler {
   express(lane: ExpressLane): void {
     const unit = this.#unit;
     // One lane at a time: a second device with this handler sends every command through it.
-    if (unit.store.linear === undefined || unit.express !== undefined) return;
+    if (unit.store.fileMap === undefined || unit.express !== undefined) return;
     lane.counters.set(unit.counters);
     unit.counters = lane.counters;
     unit.express = new Express(unit, lane);

@@ -1,6 +1,6 @@
 /**
  * Decides when plain reads and writes of a logical unit may pass by its handler on the device's express
- * lane: while the store gives its word (`BlockStore.linear`), and the unit is in no state in which a READ
+ * lane: while the store gives its word (`BlockStore.fileMap`), and the unit is in no state in which a READ
  * or WRITE would get another answer than GOOD with its data.
  *
  * The lane is closed while any other command runs, and by every change of state outside of commands; it is
@@ -22,7 +22,9 @@ export class Express {
   constructor(unit: LogicalUnit, lane: ExpressLane) {
     this.#unit = unit;
     this.#lane = lane;
-    this.#unwatch = unit.store.linear?.watch(() => lane.close()) ?? (() => {});
+    const { fileMap } = unit.store;
+    if (fileMap !== undefined) lane.use(fileMap);
+    this.#unwatch = fileMap?.watch(() => lane.close()) ?? (() => {});
   }
 
   /** Before a command runs. */
@@ -52,10 +54,11 @@ export class Express {
 
   #open(): void {
     const unit = this.#unit;
-    const { linear } = unit.store;
-    if (linear === undefined || unit.attentions.length > 0 || unit.hindrance !== undefined) return;
+    const { fileMap } = unit.store;
+    if (fileMap === undefined || unit.attentions.length > 0 || unit.hindrance !== undefined) return;
     // A command that uses the medium makes the power condition active.
-    if (unit.power !== undefined || unit.ejected || linear.readable + linear.writable === 0) return;
+    if (unit.power !== undefined || unit.ejected || fileMap.readable + fileMap.writable === 0)
+      return;
     // Who traces commands wants to see them all.
     if (commandStart.hasSubscribers || commandEnd.hasSubscribers) return;
     const { blockSize, blocks, modePages, limits } = unit;
@@ -67,13 +70,10 @@ export class Express {
       !unit.lock.contended;
     const within = (bytes: number) => Math.min(blocks, Math.floor(bytes / blockSize));
     this.#lane.open({
-      fd: linear.file.fd,
       blockSize,
-      readBlocks: within(linear.readable),
-      writeBlocks: volatileWrites ? within(linear.writable) : 0,
+      readBlocks: within(fileMap.readable),
+      writeBlocks: volatileWrites ? within(fileMap.writable) : 0,
       mostBytes: limits.transfer || Number.MAX_SAFE_INTEGER,
-      readMode: linear.file.readMode,
-      writeMode: linear.file.writeMode,
     });
   }
 }

@@ -11,7 +11,7 @@
  * diagnostics event.
  */
 import type { DataIn, DataOut, MaybePromise } from '../device/data.js';
-import type { LinearFile } from '../io/linear-file.js';
+import type { FileMap } from '../io/file-map.js';
 
 /** What a store is told about a request besides its data. */
 export interface RequestContext {
@@ -96,10 +96,10 @@ export interface BlockStore {
    */
   readonly atomicWriteLength?: number;
   /**
-   * The store's bytes are a file's, position for position: plain reads and writes go straight to the file and
-   * do not call `read` and `write` as long as this allows it.
+   * Where in files the store's bytes lie: plain reads and writes of what it knows go straight to the files and do not
+   * call `read` and `write`, as long as it allows that.
    */
-  readonly linear?: LinearFile;
+  readonly fileMap?: FileMap;
 
   /** Fills all of `data` from `position`. */
   read(position: number, data: DataIn, context: RequestContext): MaybePromise<unknown>;

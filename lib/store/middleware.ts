@@ -5,7 +5,7 @@
  *
  * To write one: extend `StoreMiddleware` and override `intercept`, which sees every operation, or
  * single methods. An overridden optional method is there only if the inner store has it; `hide` takes
- * methods away. `copyFrom` and `linear` are never
+ * methods away. `copyFrom` and `fileMap` are never
  * forwarded: they would pass by a middleware that changes or watches data on its way.
  */
 import type { DataIn, DataOut, MaybePromise } from '../device/data.js';

@@ -27,7 +27,7 @@ import {
   type DataIn,
   type DataOut,
   FileError,
-  LinearFile,
+  FileMap,
   type MaybePromise,
   type RequestContext,
   type StoreSpace,
@@ -92,7 +92,7 @@ export class FileStore implements BlockStore {
   readonly space?: NonNullable<BlockStore['space']>;
 
   /** Plain reads and writes need not come here; not with O_DIRECT, whose refusals `#aligned` answers. */
-  readonly linear?: LinearFile;
+  readonly fileMap?: FileMap;
 
   readonly #file: BackingFile;
   /** Without O_DIRECT: for memory that does not suit it. The same as `#file` when not `direct`. */
@@ -144,11 +144,11 @@ export class FileStore implements BlockStore {
       (cause) => {
         const message = `fdatasync of ${this.path} failed (${(cause as FileError).errno ?? cause}): written data may be lost; no more writes until it is served anew`;
         this.#warn(message);
-        this.linear?.allow(this.#end, 0);
+        this.fileMap?.allow(this.#end, 0);
         return sense.writeError({ cause });
       },
     );
-    if (buffered === file) this.linear = new LinearFile(file);
+    if (buffered === file) this.fileMap = FileMap.linear(file);
     this.#endAt(facts.size);
   }
 
@@ -300,7 +300,7 @@ export class FileStore implements BlockStore {
   #endAt(end: number): void {
     this.#end = end;
     const writes = this.writeCache && this.#sync.failure === undefined;
-    this.linear?.allow(end, writes ? end : 0);
+    this.fileMap?.allow(end, writes ? end : 0);
   }
 
   async close(): Promise<void> {

@@ -563,13 +563,13 @@ describe('durability', () => {
     const sync = vi
       .spyOn(BackingFile.prototype, 'datasync')
       .mockRejectedValueOnce(eio('fdatasync'));
-    expect(store.linear?.writable).toBe(MiB);
+    expect(store.fileMap?.writable).toBe(MiB);
     const first = await failure(() => store.flush());
     expect(SenseError.is(first)).toBe(true);
     expect(first).toMatchObject(WRITE_ERROR);
     expect((first.cause as FileError).errno).toBe('EIO');
     // Nor past the store.
-    expect(store.linear).toMatchObject({ readable: MiB, writable: 0 });
+    expect(store.fileMap).toMatchObject({ readable: MiB, writable: 0 });
     for (const change of [
       () => store.flush(),
       () => write(store, 0, Buffer.alloc(512)),
@@ -605,13 +605,13 @@ describe('durability', () => {
     const ends: unknown[] = [];
     for (const options of [{}, { writeCache: false }, { direct: true }]) {
       const { store } = await open(fresh(), { size: MiB, ...options });
-      ends.push([store.linear?.readable, store.linear?.writable]);
+      ends.push([store.fileMap?.readable, store.fileMap?.writable]);
       await store.close();
     }
     const { store } = await open(fresh(), { size: MiB });
     await store.close();
     const reader = await open(store.path, { readOnly: true });
-    ends.push([reader.store.linear?.readable, reader.store.linear?.writable]);
+    ends.push([reader.store.fileMap?.readable, reader.store.fileMap?.writable]);
     await reader.store.close();
     expect(ends).toEqual([
       [MiB, MiB],
@@ -710,7 +710,7 @@ describe('a file that others change', () => {
     const { store, warnings } = await open(path, { size: 64 * 1024 });
     truncateSync(path, 4096);
     await vi.waitFor(() => expect(warnings).toHaveLength(1), 5000);
-    expect(store.linear).toMatchObject({ readable: 4096, writable: 4096 });
+    expect(store.fileMap).toMatchObject({ readable: 4096, writable: 4096 });
     expect(await failure(() => write(store, 8192, Buffer.alloc(512)))).toMatchObject(WRITE_ERROR);
     truncateSync(path, 64 * 1024);
     await store.close();
@@ -745,7 +745,7 @@ describe('resizing', () => {
     const { store } = await open(path, { size: MiB });
     await store.resize(64 * MiB);
     expect(store.size).toBe(64 * MiB);
-    expect(store.linear).toMatchObject({ readable: 64 * MiB, writable: 64 * MiB });
+    expect(store.fileMap).toMatchObject({ readable: 64 * MiB, writable: 64 * MiB });
     expect(statSync(path).size).toBe(64 * MiB);
     expect(allocated(path)).toBe(0);
     await write(store, 64 * MiB - 512, Buffer.alloc(512, 1));

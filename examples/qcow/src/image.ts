@@ -8,13 +8,14 @@
  *
  * The image owns its host file, data file and backing layer from a successful `open` on.
  */
-import type { BlockExtent, DataIn, DataOut, MaybePromise } from 'tcmu';
+import type { BlockExtent, DataIn, DataOut, FileMap, MaybePromise } from 'tcmu';
 import { Bitmaps } from './bitmaps.js';
 import { ClusterCounts } from './cluster-counts.js';
 import { ClusterLock } from './cluster-lock.js';
 import type { ClusterCodec } from './compression/codec.js';
 import type { DataCipher } from './encryption/cipher.js';
 import { QcowError } from './errors.js';
+import { ExpressPlaces } from './express-places.js';
 import { entryOffset, Kind } from './format/entries.js';
 import { type Geometry, geometryOf } from './format/geometry.js';
 import {
@@ -111,6 +112,7 @@ export class QcowImage implements Layer {
   #dirtyBit: boolean;
   #dirtying: Promise<void> | undefined;
   readonly #discard: boolean;
+  #places: ExpressPlaces | undefined;
   #closed = false;
 
   private constructor(file: HostFile, header: Header, loaded: LoadedTables, options: ImageOptions) {
@@ -156,6 +158,7 @@ export class QcowImage implements Layer {
         header.refcountTableClusters = this.refcounts.tableClusters;
         return this.writeHeaderFields();
       },
+      failed: () => this.#places?.limit(),
       lazy: () => this.#dirtyBit && hasFeature(header.compatible, Compatible.LAZY_REFCOUNTS),
     });
     // Encrypted zeros are no zeros, and a block device does not become longer.
@@ -210,6 +213,11 @@ export class QcowImage implements Layer {
     return this.file.readOnly;
   }
 
+  /** See `ImageOptions.acknowledge`. */
+  get acknowledgesWritten(): boolean {
+    return this.#acknowledgeWritten;
+  }
+
   get data(): GuestData {
     return this.#data;
   }
@@ -237,9 +245,27 @@ export class QcowImage implements Layer {
     }
   }
 
+  /**
+   * Where guest data lies, kept right from now on; undefined where it does not lie in files as it is. For the one device
+   * that shows this image.
+   */
+  fileMap(): FileMap | undefined {
+    if (!this.#direct || this.#data.file.backing === undefined) return undefined;
+    this.#places ??= new ExpressPlaces(this, (host, length) =>
+      this.#writer.isDataPlace(host, length),
+    );
+    return this.#places.map;
+  }
+
+  mapInto(map: FileMap, position: number, length: number): void {
+    this.reader.mapInto(map, position, length, () => false);
+  }
+
   read(position: number, data: DataIn): MaybePromise<unknown> {
     if (this.#gate !== undefined) return this.#gate.then(() => this.read(position, data));
-    return this.inFlight.track(this.reader.read(position, data));
+    const read = this.inFlight.track(this.reader.read(position, data));
+    this.#places?.learn(position, data.length);
+    return read;
   }
 
   write(position: number, data: DataOut): MaybePromise<unknown> {
@@ -255,11 +281,14 @@ export class QcowImage implements Layer {
         const inPlace =
           mapping.kind === Kind.DATA && mapping.copied && mapping.length === data.length;
         if (inPlace && this.#writer.isDataPlace(host, data.length)) {
-          return this.#acknowledged(this.inFlight.track(this.#data.write(data, host, position)));
+          const written = this.inFlight.track(this.#data.write(data, host, position));
+          this.#places?.learn(position, data.length);
+          return this.#acknowledged(written);
         }
       }
     }
     const written = this.#guarded(this.#writer.write(position, data));
+    this.#places?.learn(position, data.length);
     return this.#acknowledged(this.inFlight.track(written));
   }
 
@@ -305,9 +334,11 @@ export class QcowImage implements Layer {
     this.#gate = new Promise((resolve) => {
       open = () => {
         this.#gate = undefined;
+        this.#places?.limit();
         resolve();
       };
     });
+    this.#places?.map.clear();
     try {
       await this.inFlight.drained();
       if (!this.readOnly) {

@@ -1,5 +1,5 @@
 /** A disk's content below an image: the next one in its backing chain. */
-import type { BlockExtent, DataIn, MaybePromise } from 'tcmu';
+import type { BlockExtent, DataIn, FileMap, MaybePromise } from 'tcmu';
 import type { HostFile } from './host/host-file.js';
 
 export interface Layer {
@@ -11,6 +11,11 @@ export interface Layer {
   read(position: number, data: DataIn): MaybePromise<unknown>;
   /** Extents from `position` on that cover at least one byte and at most `length`. */
   status(position: number, length: number): MaybePromise<readonly BlockExtent[]>;
+  /**
+   * Tells `map` where bytes of a range within `size` lie, as far as that is known at once; they may only be read. Absent
+   * where bytes have to be worked on.
+   */
+  mapInto?(map: FileMap, position: number, length: number): void;
   close(): MaybePromise<unknown>;
 }
 
@@ -39,6 +44,11 @@ export class RawLayer implements Layer {
     if (data > position) return [{ length: data - position, status: 'hole' }];
     const hole = (await this.file.nextHole(position)) ?? position + length;
     return [{ length: Math.min(length, hole - position), status: 'data' }];
+  }
+
+  mapInto(map: FileMap, position: number, length: number): void {
+    const { backing } = this.file;
+    if (backing !== undefined) map.set(position, length, backing, position, false);
   }
 
   close(): MaybePromise<unknown> {

@@ -85,6 +85,17 @@ export class Mapping {
     this.#memoIndex = -1;
   }
 
+  /** An entry has been changed: tells who keeps places of guest data, with the cluster's position and size. */
+  onChange: (position: number, length: number) => void = () => {};
+
+  /** The entry of a guest cluster has been changed, in the slice that has it. */
+  touch(slice: Table, cluster: number): void {
+    const { clusterSize, l2EntrySize } = this.#geometry;
+    const at = this.entryAt(cluster);
+    this.cache.touch(slice, at, at + l2EntrySize);
+    this.onChange(cluster * clusterSize, clusterSize);
+  }
+
   /** The slice of the L2 table that maps `position`, or undefined where there is no L2 table. */
   lookup(position: number): MaybePromise<Table | undefined> {
     const index = Math.floor(position / this.#geometry.sliceCoverage);
@@ -103,6 +114,18 @@ export class Mapping {
       this.#memoIndex = index;
     }
     return slice;
+  }
+
+  /** As `lookup`, of what is in memory; false where that does not say it, or something is wrong. */
+  peek(position: number): Table | undefined | false {
+    const index = Math.floor(position / this.#geometry.sliceCoverage);
+    if (index === this.#memoIndex && this.#memo?.cached) return this.#memo;
+    const table = Math.floor(index / this.#slicesPerTable);
+    const offset = table < this.l1Size ? this.tableOffset(table) : 0;
+    if (offset === 0) return undefined;
+    return (
+      this.cache.peek(offset + (index % this.#slicesPerTable) * this.#geometry.sliceSize) ?? false
+    );
   }
 
   /** Host offset of slice `index`, counted through all tables; 0 when its table is not there. */

@@ -40,6 +40,8 @@ export interface SyncTargets {
   lazy(): boolean;
   /** What was freed is given back to the file system. */
   readonly discard: boolean;
+  /** No change is taken any more. */
+  failed(): void;
 }
 
 /** One pass through the four steps. */
@@ -112,6 +114,7 @@ export class MetadataSync {
   /** From now on every sync fails with this. */
   fail(error: QcowError): void {
     this.#failure ??= error;
+    this.#on.failed();
   }
 
   /** One reference to a host cluster (by number) is gone, as soon as the next sync is through. */
@@ -147,6 +150,11 @@ export class MetadataSync {
     if (this.#next !== undefined) return this.#next.written;
     if (running !== undefined) return this.#queue(running, false).written;
     return this.#on.mapping.needsFlush ? this.#start(false).written : this.#writeEntries();
+  }
+
+  /** Whether every change of the mapping is in the file, so that `written` has nothing to wait for. */
+  get isWritten(): boolean {
+    return !this.#on.mapping.dirty && this.#running?.isWritten !== false;
   }
 
   /** Makes refcounts, and content written before this call, durable: entries may refer to them from then on. */
@@ -253,12 +261,14 @@ export class MetadataSync {
 
   #flushFailed(cause: unknown): QcowError {
     const { path } = this.#on.file;
-    this.#failure ??= new QcowError(
-      'ERR_TCMU_QCOW_STATE',
-      'a flush failed, and written data may be lost: no more changes until it is opened anew',
-      { path, operation: 'flush', cause },
+    this.fail(
+      new QcowError(
+        'ERR_TCMU_QCOW_STATE',
+        'a flush failed, and written data may be lost: no more changes until it is opened anew',
+        { path, operation: 'flush', cause },
+      ),
     );
-    return this.#failure;
+    return this.#failure as QcowError;
   }
 
   async #writeAll(run: Run): Promise<void> {

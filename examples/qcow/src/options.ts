@@ -40,6 +40,8 @@ serve
   --export <fabric>        loopback (default): /dev/sdX here; iscsi; vhost; none
   --iqn <name>, --portal <address>, --initiator <name>, --anyone      for iscsi, as with tcmu-file
   --max-sectors <n>, --timeout <seconds>, --concurrency <n>, --nice <n>, --serial <text>, --io <where>
+  --no-express             pass every read and write through JavaScript, for tracing: plain ones whose place is
+                           known go straight between files and the command's memory otherwise
   --recover                take back the device of that name that a killed server left
 
 create
@@ -69,7 +71,7 @@ export interface ServeCommand {
   open: OpenOptions;
   device: Pick<
     ServeOptions,
-    'export' | 'maxSectors' | 'commandTimeout' | 'concurrency' | 'recover'
+    'export' | 'maxSectors' | 'commandTimeout' | 'concurrency' | 'recover' | 'express'
   >;
   serial: string | undefined;
 }
@@ -128,6 +130,7 @@ const OPTIONS = {
     nice: TEXT,
     serial: TEXT,
     io: TEXT,
+    'no-express': FLAG,
     recover: FLAG,
   },
   create: {
@@ -347,6 +350,7 @@ function serveCommand(said: Said, path: string, open: OpenOptions): ServeCommand
     device: {
       export: exportOf(said),
       recover: said.flag('recover') ? 'auto' : false,
+      express: !said.flag('no-express'),
       ...(maxSectors === undefined ? {} : { maxSectors }),
       ...(commandTimeout === undefined ? {} : { commandTimeout }),
       ...(concurrency === undefined ? {} : { concurrency }),

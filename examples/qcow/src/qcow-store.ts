@@ -13,6 +13,7 @@ import type {
   BlockStore,
   DataIn,
   DataOut,
+  FileMap,
   MaybePromise,
   RequestContext,
   StoreSpace,
@@ -46,6 +47,8 @@ export class QcowStore implements BlockStore {
   readonly unmap?: NonNullable<BlockStore['unmap']>;
   /** There only for writable images in files: what they take of the file system, and what is left there. */
   readonly space?: NonNullable<BlockStore['space']>;
+  /** Not there for encrypted images. */
+  readonly fileMap?: FileMap;
   readonly image: QcowImage;
   /** Created, listed, reverted to and deleted while the store is in use. */
   readonly snapshots: Snapshots;
@@ -61,6 +64,8 @@ export class QcowStore implements BlockStore {
     this.optimalTransferLength = Math.max(clusterSize, 1024 * 1024);
     this.unmapGranularity = Math.max(clusterSize, this.blockSize);
     this.#allowShrink = options.allowShrink ?? false;
+    const fileMap = image.fileMap();
+    if (fileMap !== undefined) this.fileMap = fileMap;
     if (!image.readOnly) {
       this.unmap = (position, length) => this.#done(image.writeZeroes(position, length, true));
       const files = [...new Set([image.file, image.data.file])].flatMap(({ backing }) =>

@@ -1,5 +1,5 @@
 /** Reading: from a guest's position to where its bytes are, through the backing chain. */
-import type { BlockExtent, DataIn, MaybePromise } from 'tcmu';
+import type { BlockExtent, DataIn, FileMap, MaybePromise } from 'tcmu';
 import { MemoryDataIn } from 'tcmu/store';
 import type { ClusterCodec } from './compression/codec.js';
 import { QcowError } from './errors.js';
@@ -43,6 +43,35 @@ export class Reader {
       if (mapping.length === data.length) return this.#readRun(position, data);
     }
     return this.#readRuns(position, data);
+  }
+
+  /**
+   * Tells `map` where the bytes of a range lie, in layers below, too, as far as that is known at once.
+   * @param mayWrite whether a place of the image's own may be written to, given that its refcount is one
+   */
+  mapInto(
+    map: FileMap,
+    position: number,
+    length: number,
+    mayWrite: (host: number, length: number) => boolean,
+  ): void {
+    const { mapping, backing, data } = this.#parts;
+    const file = data.file.backing;
+    if (file === undefined || !data.plain) return;
+    const end = position + length;
+    for (let at = position, found: number; at < end; at += found) {
+      const slice = mapping.peek(at);
+      if (slice === false) return;
+      mapping.resolve(slice, at, end - at);
+      found = mapping.length;
+      if (mapping.kind === Kind.DATA) {
+        const { host, copied } = mapping;
+        map.set(at, found, file, host, copied && mayWrite(host, found));
+      } else if (mapping.kind === Kind.UNALLOCATED && backing !== undefined) {
+        const there = Math.min(found, backing.size - at);
+        if (there > 0) backing.mapInto?.(map, at, there);
+      }
+    }
   }
 
   async #readRuns(position: number, data: DataIn): Promise<void> {

@@ -35,6 +35,16 @@ export interface RefcountChanges {
 
 const SECTOR = 512;
 
+/** Clusters by number, and who wants to know when there are more. */
+class MetadataClusters extends Set<number> {
+  onAdd: () => void = () => {};
+
+  override add(cluster: number): this {
+    this.onAdd();
+    return super.add(cluster);
+  }
+}
+
 export class Refcounts {
   readonly #file: HostFile;
   readonly #geometry: Geometry;
@@ -51,7 +61,7 @@ export class Refcounts {
   /** Behind it the host file has never been written: it reads as zeros. */
   #freshFrom: number;
   /** Where metadata lies, by cluster; nothing else may be written there. */
-  readonly metadata = new Set<number>();
+  readonly metadata = new MetadataClusters();
 
   constructor(
     file: HostFile,

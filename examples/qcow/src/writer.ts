@@ -441,7 +441,7 @@ export class Writer {
         slice.view.setUint32(at + 8, (slice.view.getUint32(at + 8) & ~mask) >>> 0);
         slice.view.setUint32(at + 12, (slice.view.getUint32(at + 12) | mask) >>> 0);
       }
-      mapping.cache.touch(slice, at, at + l2EntrySize);
+      mapping.touch(slice, cluster);
     }
   }
 
@@ -476,7 +476,7 @@ export class Writer {
       this.#dropReferences(slice.view, at, -1);
       putCompressed(slice.view, at, { offset, length: compressed.length }, geometry);
       if (geometry.extended) slice.view.setBigUint64(at + 8, 0n);
-      mapping.cache.touch(slice, at, at + l2EntrySize);
+      mapping.touch(slice, cluster);
       mapping.dependOnFlush();
     });
     reader.forgetCompressed();
@@ -588,7 +588,7 @@ export class Writer {
       view.setUint32(at + 8, (view.getUint32(at + 8) | mask) >>> 0);
       view.setUint32(at + 12, (view.getUint32(at + 12) & ~mask) >>> 0);
     }
-    mapping.cache.touch(slice, at, at + l2EntrySize);
+    mapping.touch(slice, cluster);
     if (rawData) mapping.dependOnFlush();
     return dataFile && whole && !keeps && place >= 0;
   }

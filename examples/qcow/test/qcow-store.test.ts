@@ -1,4 +1,3 @@
-import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { MemoryDataIn, MemoryDataOut } from 'tcmu/store';
@@ -11,7 +10,7 @@ import {
   MemoryFile,
   QcowStore,
 } from '../src/index.js';
-import { failure, KiB, MiB, qemuImg, scratch } from './util.js';
+import { dirtyParts, failure, KiB, MiB, qemuImg, scratch } from './util.js';
 
 const dir = scratch();
 const context = { signal: new AbortController().signal, fua: false, mayUnmap: true };
@@ -31,24 +30,6 @@ async function readAll(path: string, length: number): Promise<Uint8Array> {
 
 function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
   return Buffer.compare(a, b) === 0;
-}
-
-/** What QEMU says of a bitmap: positions and lengths of what is dirty. */
-function dirtyParts(path: string, bitmap: string): [number, number][] {
-  const socket = `${path}.socket`;
-  const pidFile = `${path}.pid`;
-  const options = ['--fork', '--persistent', '-r', '-f', 'qcow2', '-B', bitmap];
-  execFileSync('qemu-nbd', [...options, '-k', socket, '--pid-file', pidFile, path]);
-  try {
-    const server = `driver=nbd,server.type=unix,server.path=${socket}`;
-    const context = `x-dirty-bitmap=qemu:dirty-bitmap:${bitmap}`;
-    const map = qemuImg('map', '--output=json', '--image-opts', `${server},${context}`);
-    return (JSON.parse(map) as { start: number; length: number; data: boolean }[])
-      .filter(({ data }) => !data)
-      .map(({ start, length }) => [start, length]);
-  } finally {
-    process.kill(Number(readFileSync(pidFile, 'utf8')));
-  }
 }
 
 describe.each<[string, CreateOptions]>([

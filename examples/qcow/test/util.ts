@@ -1,6 +1,6 @@
 /** What the tests share: folders, QEMU's tools. */
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll } from 'vitest';
@@ -24,6 +24,24 @@ export function qemuImg(...args: string[]): string {
 export function qemuIo(image: string, commands: readonly string[], ...args: string[]): string {
   const all = [...args, ...commands.flatMap((command) => ['-c', command]), image];
   return execFileSync('qemu-io', all, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+}
+
+/** What QEMU says of a bitmap: positions and lengths of what is dirty. */
+export function dirtyParts(path: string, bitmap: string): [number, number][] {
+  const socket = `${path}.socket`;
+  const pidFile = `${path}.pid`;
+  const options = ['--fork', '--persistent', '-r', '-f', 'qcow2', '-B', bitmap];
+  execFileSync('qemu-nbd', [...options, '-k', socket, '--pid-file', pidFile, path]);
+  try {
+    const server = `driver=nbd,server.type=unix,server.path=${socket}`;
+    const context = `x-dirty-bitmap=qemu:dirty-bitmap:${bitmap}`;
+    const map = qemuImg('map', '--output=json', '--image-opts', `${server},${context}`);
+    return (JSON.parse(map) as { start: number; length: number; data: boolean }[])
+      .filter(({ data }) => !data)
+      .map(({ start, length }) => [start, length]);
+  } finally {
+    process.kill(Number(readFileSync(pidFile, 'utf8')));
+  }
 }
 
 /** What a failing call rejects with or throws; fails when it does neither. */

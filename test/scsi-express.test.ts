@@ -22,7 +22,7 @@ import {
   type SimulateOptions,
   simulate,
 } from '../lib/sim/index.js';
-import type { BlockStore, WriteContext } from '../lib/store/index.js';
+import type { BlockStore, StoreSpace, WriteContext } from '../lib/store/index.js';
 import { e4, list1, segment, xcopy } from './scsi-copy-lists.js';
 
 const BLOCK = 512;
@@ -47,7 +47,7 @@ class LinearStore implements BlockStore {
   size = BLOCKS * BLOCK;
   calls = 0;
   flushes = 0;
-  /** What a COMPARE AND WRITE waits for before it reads. */
+  /** What reading and unmapping wait for. */
   gate: Promise<void> | undefined;
   #end = this.size;
 
@@ -82,7 +82,12 @@ class LinearStore implements BlockStore {
   }
 
   unmap(position: number, length: number): MaybePromise<void> {
+    if (this.gate !== undefined) return this.gate.then(() => this.file.punchHole(position, length));
     return this.file.punchHole(position, length);
+  }
+
+  space(): StoreSpace {
+    return { used: 0, available: this.size };
   }
 
   async resize(size: number): Promise<void> {
@@ -211,6 +216,89 @@ describe('the express lane', () => {
     expect((await disk.submit({ cdb, dataInLength: 4 * BLOCK })).status).toBe(0);
     expect(express(disk)).toBe(0);
     expect(store.calls).toBe(2);
+  });
+
+  test('data in both directions, and more than one command may move, go to the handler', async () => {
+    const { disk, store } = await start('limits', { scsi: { maxTransferLength: 4 * BLOCK } });
+    await disk.write(0, filled(4, 1));
+    expect(express(disk)).toBe(1);
+    const cdb = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    const both = { cdb, dataOut: filled(1, 2), dataInLength: BLOCK, bidirectional: true };
+    await disk.submit(both);
+    expect([express(disk), store.calls]).toEqual([1, 1]);
+    await expect(disk.write(0, filled(5, 3))).rejects.toMatchObject({ key: 5, asc: 0x24 });
+    await expect(disk.read(0, 5)).rejects.toMatchObject({ key: 5, asc: 0x24 });
+    await expect(disk.read(BLOCKS - 1, 2)).rejects.toMatchObject({ key: 5, asc: 0x21 });
+    await expect(disk.write(BLOCKS - 1, filled(2, 1))).rejects.toMatchObject({ key: 5, asc: 0x21 });
+    expect(express(disk)).toBe(1);
+  });
+
+  test('a format under way refuses', async () => {
+    const { disk, store } = await start('format');
+    await disk.read(0, 1);
+    let open = () => {};
+    store.gate = new Promise((resolve) => {
+      open = resolve;
+    });
+    // FORMAT UNIT with IMMED.
+    const list = Uint8Array.of(0, 0x02, 0, 0);
+    expect((await disk.submit({ cdb: [4, 0x10, 0, 0, 0, 0], dataOut: list })).status).toBe(0);
+    await expect(disk.read(0, 1)).rejects.toMatchObject({ key: 2, asc: 0x04 });
+    await disk.inquiry();
+    await expect(disk.read(0, 1)).rejects.toMatchObject({ key: 2, asc: 0x04 });
+    expect(express(disk)).toBe(1);
+    open();
+    while ((await disk.submit({ cdb: new Uint8Array(6) })).status !== 0);
+    await disk.read(0, 1);
+    expect(express(disk)).toBe(2);
+  });
+
+  test('with a threshold of space set, writes go to the handler', async () => {
+    const { disk, store } = await start('threshold');
+    // Logical Block Provisioning mode page: two thresholds, of what is available and what is used.
+    const list = new Uint8Array(4 + 4 + 12 + 2 * 8);
+    list.set([0x5c, 0x02, 0, list.length - 8], 4);
+    const descriptor = (enabled: boolean) => {
+      list.set([0x01, 1], 20);
+      list.set([enabled ? 0x82 : 0x02, 2, 0, 0, 0, 0, 0, 1], 28);
+      return { cdb: [0x15, 0x10, 0, 0, list.length, 0], dataOut: list };
+    };
+    expect((await disk.submit(descriptor(true))).status).toBe(0);
+    await disk.write(0, filled(1, 1));
+    await disk.read(0, 1);
+    expect([express(disk), store.calls]).toEqual([1, 1]);
+    expect((await disk.submit(descriptor(false))).status).toBe(0);
+    await disk.write(0, filled(1, 1));
+    expect([express(disk), store.calls]).toEqual([2, 1]);
+  });
+
+  test('a handler that is closed carries nothing, whatever ends later', async () => {
+    const { store } = await start('closing');
+    const handler = new BlockDevice(store, { serial: 'closing', powerOnAttention: false });
+    store.close = async () => {};
+    const kernel = new SimulatedDevice({});
+    const device = await Device.open(kernel.open(), { handler });
+    const cdb = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    const read = (flags = 0) =>
+      kernel.submit({ cdb: [0x28, flags, ...cdb.slice(2)], dataInLength: BLOCK });
+    await read();
+    await read();
+    expect(device.stats().express).toBe(1);
+    let open = () => {};
+    store.gate = new Promise((resolve) => {
+      open = resolve;
+    });
+    const late = read(0x08);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    await handler.close();
+    expect((await read()).status).toBe(2);
+    open();
+    expect((await late).status).toBe(0);
+    expect((await read()).status).toBe(2);
+    expect(device.stats().express).toBe(1);
+    await device.close();
+    kernel.close();
+    await store.file.close();
   });
 
   test('a unit attention goes first', async () => {

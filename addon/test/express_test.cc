@@ -1,5 +1,7 @@
-// Which commands count as plain, and what they say.
+// Which commands count as plain, and what they say; where a disk's bytes lie.
 #include "../ring/express.h"
+
+#include <string>
 
 #include "check.h"
 
@@ -69,6 +71,96 @@ TEST(a_cut_cdb_is_not_read_past_its_end) {
     for (size_t bytes = 1; bytes < plain.size(); bytes++)
       EXPECT(!judge({plain.begin(), plain.begin() + static_cast<ptrdiff_t>(bytes)}));
   }
+}
+
+namespace {
+
+constexpr size_t kHead = FileMap::kFiles * FileMap::kFileWords;
+constexpr uint64_t kUnit = 4096;
+
+// Its words alone in memory of their own size.
+struct Table {
+  explicit Table(size_t entries) : words(kHead + 2 * entries, -1), count(entries) {}
+  void set(uint64_t unit, uint64_t offset, uint32_t file, bool writable) {
+    double* entry = words.data() + kHead + 2 * (unit % count);
+    entry[0] = static_cast<double>(unit);
+    entry[1] = static_cast<double>(offset + 2 * file + writable);
+  }
+  FileMap map() const { return FileMap(words.data(), words.size(), 12); }
+  std::vector<double> words;
+  size_t count;
+};
+
+// Found as "file:position+length file:position+length".
+std::string found(const Table& table, uint64_t position, uint64_t length, bool write = false,
+                  uint32_t most = 4) {
+  std::vector<FileMap::Run> runs(most);
+  const uint32_t count = table.map().find(position, length, write, runs.data(), most);
+  std::string text;
+  for (uint32_t i = 0; i < count; i++) {
+    text += (i > 0 ? " " : "") + std::to_string((runs[i].file - table.words.data()) / 3) + ":" +
+            std::to_string(runs[i].position) + "+" + std::to_string(runs[i].length);
+  }
+  return text;
+}
+
+}  // namespace
+
+TEST(only_a_table_is_a_table) {
+  const std::vector<double> words(kHead + 2 * 8);
+  const auto fits = [&](size_t count, uint32_t bits) {
+    return !FileMap(words.data(), count, bits).empty();
+  };
+  EXPECT(FileMap().empty());
+  EXPECT(fits(kHead + 2, 9) && fits(kHead + 16, 52));
+  for (const size_t count : {size_t{0}, kHead, kHead + 1, kHead + 3, kHead + 6, kHead + 12})
+    EXPECT(!fits(count, 12));
+  EXPECT(!fits(kHead + 16, 8) && !fits(kHead + 16, 53));
+}
+
+TEST(places_within_a_unit_and_over_units) {
+  Table table(8);
+  table.set(2, 1 << 20, 3, false);
+  table.set(3, (1 << 20) + kUnit, 3, false);
+  table.set(4, 512, 3, false);
+  table.set(5, 512 + kUnit, 4, false);
+  EXPECT(found(table, 2 * kUnit + 512, 512) == "3:1049088+512");
+  EXPECT(found(table, 2 * kUnit, 2 * kUnit) == "3:1048576+8192");
+  EXPECT(found(table, 3 * kUnit + 512, kUnit) == "3:1053184+3584 3:512+512");
+  // The same number of another file is another place.
+  EXPECT(found(table, 4 * kUnit, 2 * kUnit) == "3:512+4096 4:4608+4096");
+}
+
+TEST(what_is_not_all_known_is_not_known) {
+  Table table(8);
+  table.set(2, 0, 0, true);
+  table.set(3, 4 * kUnit, 0, false);
+  EXPECT(found(table, kUnit, 512).empty());
+  EXPECT(found(table, 2 * kUnit - 512, 1024).empty());
+  EXPECT(found(table, 4 * kUnit - 512, 1024).empty());
+  // Of another unit that shares the entry.
+  EXPECT(found(table, 10 * kUnit, 512).empty());
+  EXPECT(found(table, uint64_t{1} << 52, 512).empty());
+  EXPECT(found(table, 2 * kUnit, kUnit, true) == "0:0+4096");
+  EXPECT(found(table, 2 * kUnit, 2 * kUnit, true).empty());
+}
+
+TEST(no_more_runs_than_there_is_room_for) {
+  Table table(8);
+  for (uint64_t unit = 0; unit < 8; unit++) table.set(unit, 2 * unit * kUnit, 0, true);
+  EXPECT(found(table, 0, 2 * kUnit, false, 2) == "0:0+4096 0:8192+4096");
+  EXPECT(found(table, 0, 2 * kUnit + 512, false, 2).empty());
+}
+
+TEST(one_unit_for_all) {
+  Table table(1);
+  table.set(0, 0, 15, true);
+  const FileMap map(table.words.data(), table.words.size(), 52);
+  FileMap::Run run;
+  const uint64_t far = (uint64_t{1} << 52) - 512;
+  EXPECT(map.find(far, 512, true, &run, 1) == 1);
+  EXPECT(run.position == far && run.length == 512);
+  EXPECT(map.find(far, 1024, true, &run, 1) == 0);
 }
 
 int main() { return check::runAll(); }

@@ -257,6 +257,26 @@ describe('what ends or delays it', () => {
     expect((await side.afterKill())[SECTOR]).toBe(2);
   });
 
+  test('an operation on the whole image holds reads and writes up', async () => {
+    const side = await start((path) => createImage(path, { size: MiB }));
+    await side.disk.write(0, filled(64 * KiB, 1));
+    await known(side, 0);
+    const release = heldBack(side.store.image.file, 'flush');
+    const before = side.carried;
+    const snapshot = side.store.snapshots.create('one');
+    const settled: string[] = [];
+    const commands = [
+      side.disk.write(0, filled(SECTOR, 2)).then(() => settled.push('write')),
+      side.disk.read(1, 1).then(() => settled.push('read')),
+    ];
+    await turn();
+    expect([settled, side.carried - before]).toEqual([[], 0]);
+    release();
+    await Promise.all([snapshot, ...commands]);
+    await side.store.snapshots.revert('one');
+    expect((await side.disk.read(0, 1))[0]).toBe(1);
+  });
+
   test('after a failed flush nothing is written any more', async () => {
     const side = await start((path) => createImage(path, { size: MiB }));
     await side.disk.write(0, filled(64 * KiB, 1));

@@ -110,16 +110,18 @@ async function known(side: Side, sector: number): Promise<void> {
   await side.disk.read(sector, 1);
 }
 
-/** Holds back what `hold` answers, until the result is called. */
-function heldBack<T extends object, K extends keyof T>(on: T, method: K): () => void {
+/** Holds calls of a method back, but for the first `through`, until the result is called. */
+function heldBack<T extends object, K extends keyof T>(on: T, method: K, through = 0): () => void {
   const before = (on[method] as (...args: unknown[]) => unknown).bind(on);
   let release = () => {};
   const gate = new Promise<void>((resolve) => {
     release = resolve;
   });
+  let calls = 0;
   Object.defineProperty(on, method, {
     configurable: true,
-    value: (...args: unknown[]) => gate.then(() => before(...args)),
+    value: (...args: unknown[]) =>
+      calls++ < through ? before(...args) : gate.then(() => before(...args)),
   });
   return () => {
     delete on[method];
@@ -257,6 +259,36 @@ describe('what ends or delays it', () => {
     expect((await side.afterKill())[SECTOR]).toBe(2);
   });
 
+  test('nor does it pass by an entry that is not being written yet', async () => {
+    const side = await start((path) => createImage(path, { size: MiB, clusterSize: 512 }));
+    await side.disk.write(1024, filled(SECTOR, 9));
+    await known(side, 1024);
+    // Of two L2 tables: the second one's data has to wait.
+    const release = heldBack(side.store.image.data.file, 'writeData', 1);
+    const first = side.disk.write(63, filled(2 * SECTOR, 1));
+    await turn();
+    expect((await side.disk.read(63, 1))[0]).toBe(1);
+    const second = side.disk.write(63, filled(SECTOR, 2));
+    const acknowledged = await Promise.race([second.then(() => true), turn()]);
+    if (acknowledged) expect((await side.afterKill())[63 * SECTOR]).toBe(2);
+    release();
+    await Promise.all([first, second]);
+    expect((await side.afterKill())[63 * SECTOR]).toBe(2);
+  });
+
+  test('what a snapshot shares is read there, and written elsewhere', async () => {
+    const side = await start((path) => createImage(path, { size: MiB }));
+    await side.disk.write(0, filled(64 * KiB, 1));
+    await side.store.snapshots.create('one');
+    await known(side, 0);
+    const before = side.carried;
+    await side.disk.read(0, 1);
+    expect(side.carried - before).toBe(1);
+    await side.disk.write(0, filled(SECTOR, 2));
+    await side.store.snapshots.revert('one');
+    expect((await side.disk.read(0, 1))[0]).toBe(1);
+  });
+
   test('an operation on the whole image holds reads and writes up', async () => {
     const side = await start((path) => createImage(path, { size: MiB }));
     await side.disk.write(0, filled(64 * KiB, 1));
@@ -353,6 +385,7 @@ describe('what ends or delays it', () => {
     for (let sector = 64; !metadata.has(offset / 512); sector += 64) {
       await side.disk.write(sector, filled(SECTOR, 2));
     }
+    await known(side, 0);
     await expect(side.disk.write(0, filled(SECTOR, 3))).rejects.toThrow();
     open.pop();
     await side.disk.close().catch(() => {});
@@ -525,9 +558,9 @@ function stepsOf({
   ];
   if (snapshots) {
     kinds.push({
-      weight: 2,
+      weight: 6,
       arbitrary: fc.record({
-        type: fc.constantFrom('snapshot', 'revert', 'delete'),
+        type: fc.constantFrom('snapshot', 'snapshot', 'revert', 'revert', 'delete'),
         name: fc.constantFrom('one', 'two'),
       }),
     });
@@ -623,10 +656,10 @@ describe('with and without the lane', () => {
         expect(slow.carried).toBe(0);
         expect(await checkImage(fast.path)).toMatchObject({ errors: 0, leaks: 0 });
       }),
-      { numRuns: 10 },
+      { numRuns: 8 },
     );
     // The comparison means something only if the lane was used.
-    expect(carried).toBeGreaterThan(100);
+    expect(carried).toBeGreaterThan(20);
     for (const path of last) qemuImg('check', path);
     qemuImg('compare', ...last);
   });

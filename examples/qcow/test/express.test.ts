@@ -630,8 +630,9 @@ async function perform(side: Side, step: Step): Promise<unknown> {
 }
 
 describe('with and without the lane', () => {
+  let carried = 0;
+
   test.each(subjects)('$name', async (one) => {
-    let carried = 0;
     let last: string[] = [];
     const durable = one.options?.acknowledge !== 'memory';
     await fc.assert(
@@ -658,9 +659,12 @@ describe('with and without the lane', () => {
       }),
       { numRuns: 8 },
     );
-    // The comparison means something only if the lane was used.
-    expect(carried).toBeGreaterThan(20);
     for (const path of last) qemuImg('check', path);
     qemuImg('compare', ...last);
+  });
+
+  // The comparison means something only if the lane was used.
+  test('… which was used', () => {
+    expect(carried).toBeGreaterThan(500);
   });
 });

@@ -244,7 +244,7 @@ export class S3Disk implements BlockStore {
 
   /**
    * Opens a disk. As the writer it is replayed, and any other writer is fenced off, before this settles.
-   * @throws DiskError `not-a-disk`, `format`, `key`, `no-fencing`, `damaged`, `unreachable`, `journal`;
+   * @throws DiskError `not-a-disk`, `format`, `key`, `no-fencing`, `damaged`, `unreachable`, `journal`, `in-use`;
    *   ObjectStoreError when the bucket refuses; ArgumentError
    */
   static async open(
@@ -317,7 +317,13 @@ export class S3Disk implements BlockStore {
         ? undefined
         : Journal.open(path, parts.disk, parts.codec, limit, requests.log);
     if (journal?.holds) {
-      if (options.discardJournal !== true) journal.check(await loadState(parts));
+      if (options.discardJournal !== true) {
+        const state = await loadState(parts).catch((error: unknown) => {
+          const isBusy = error instanceof DiskError && error.failure === 'in-use';
+          throw isBusy ? journal.refuse(error) : error;
+        });
+        journal.check(state);
+      }
       journal.bequeath(writer);
     }
     // What has to be durable asks the bucket by itself.

@@ -17,7 +17,7 @@ import { basename, join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import type { OpenOptions, S3Disk } from '../src/s3-disk.js';
 import { causeOf, create, KiB, MiB, Model, open, readAll, write } from './support/disk.js';
-import { MemoryBucket, type MemoryClient } from './support/memory-objects.js';
+import { type Fate, MemoryBucket, type MemoryClient } from './support/memory-objects.js';
 import { randomNumbers } from './support/random.js';
 
 const dir = mkdtempSync(join(tmpdir(), 'tcmu-s3-local-'));
@@ -205,6 +205,36 @@ describe('the journal', () => {
     const again = await open(bucket.connect(), { journal, discardJournal: true });
     expect((await readAll(again, 0, 4096)).equals(block(2))).toBe(true);
     await again.close();
+  });
+
+  it('is refused, and nobody is ended, while another writer is faster than it can be read', async () => {
+    const journal = join(dir, 'busy');
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const client = bucket.connect(1);
+    const first = await open(client, { journal });
+    await write(first, 0, Buffer.alloc(4096, 1));
+    client.kill(0);
+    first.close({ discard: true }).catch(() => {});
+    const other = await open(bucket.connect(2), { logLimit: 1e9 });
+    let working = false;
+    let value = 0;
+    bucket.fate = async (operation, key): Promise<Fate> => {
+      if (working || operation !== 'list' || !key.includes('/m/')) return 'good';
+      working = true;
+      await write(other, 4096, Buffer.alloc(4096, ++value));
+      await other.checkpoint();
+      working = false;
+      return 'good';
+    };
+    const again = open(bucket.connect(3), { journal });
+    expect(await causeOf(() => again)).toBe('ERR_TCMU_S3_JOURNAL');
+    expect(value).toBeGreaterThan(10);
+    const look = open(bucket.connect(4), { mode: 'follow' });
+    expect(await causeOf(() => look)).toBe('ERR_TCMU_S3_IN_USE');
+    bucket.fate = () => 'good';
+    await write(other, 0, Buffer.alloc(4096, 9), true);
+    await other.close();
   });
 
   it('ends at an entry that is cut, and is no place for other files', async () => {

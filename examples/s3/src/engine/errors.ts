@@ -10,7 +10,7 @@ import { TcmuError, type TcmuErrorDetails } from 'tcmu';
  * - `key`: the encryption key is missing or wrong
  * - `unreachable`: the bucket did not answer while somebody waited; the data is kept and sent later
  * - `refused`: the bucket refuses us (403, no such bucket); somebody has to do something
- * - `in-use`: a snapshot that a clone needs, a name that is taken
+ * - `in-use`: a snapshot that a clone needs, a name that is taken, a log that moves faster than it can be read
  * - `journal`: the local journal belongs to another writer or disk
  * - `closed`: used after close
  * - `read-only`: a follower or snapshot was asked to change

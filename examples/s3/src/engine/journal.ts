@@ -253,6 +253,14 @@ export class Journal {
     if (lacking.length > 0 && !this.#follows(state.writer)) throw this.#useless(lacking.length);
   }
 
+  /** What to say when, before the claim, somebody writes the disk faster than `check` can find out who. */
+  refuse(cause: DiskError): DiskError {
+    return this.#error(
+      `it holds acknowledged changes, and somebody else is writing the disk now, so that they can't be applied any more (${cause.message}). Copy the file if you want to keep them, and say --discard-journal`,
+      cause,
+    );
+  }
+
   #useless(changes: number): DiskError {
     if ((this.#found as { owner: Owner }).owner.disk !== this.#disk.id) {
       return this.#error('it belongs to another disk; give another path, or --discard-journal');

@@ -220,6 +220,7 @@ export async function listManifests(
 async function attempt<T>(prefix: string, run: () => Promise<T | undefined>): Promise<T> {
   let gone: Gone | undefined;
   for (let tries = 0; tries < MAX_ATTEMPTS; tries++) {
+    gone = undefined;
     try {
       const result = await run();
       if (result !== undefined) return result;
@@ -228,13 +229,18 @@ async function attempt<T>(prefix: string, run: () => Promise<T | undefined>): Pr
       gone = error;
     }
   }
-  throw damaged(gone?.key ?? `${prefix}/s/`, 'it is missing, or the log never ends');
+  if (gone !== undefined) throw damaged(gone.key, 'it is missing');
+  throw new DiskError(
+    'in-use',
+    `${prefix}: somebody is writing the disk, and puts its log into chunks faster than it can be read from here; try again, from nearer or with less beside`,
+    { operation: 'open', path: prefix },
+  );
 }
 
 /**
  * The state at the end of the log, as it was at some moment meanwhile: a writer at work may be faster than
  * we follow.
- * @throws DiskError `damaged`, `unreachable`, `key`
+ * @throws DiskError `damaged`, `unreachable`, `key`, `in-use`
  */
 export function loadState(parts: OpeningParts): Promise<DiskState> {
   const seen: { hole?: number } = {};

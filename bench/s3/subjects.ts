@@ -100,10 +100,13 @@ export const subjects = {
       return {
         argv: [
           process.execPath,
+          // As the command line starts itself.
           '--max-semi-space-size=2',
+          '--single-threaded-gc',
           join(programs, 'server.mjs'),
           JSON.stringify(plan),
         ],
+        env: { MALLOC_ARENA_MAX: '1' },
         ready: (output) => output.includes('ready'),
         fio: overNbd(socket),
       };

@@ -1,4 +1,4 @@
-#!/usr/bin/env -S node --max-semi-space-size=2
+#!/usr/bin/env -S MALLOC_ARENA_MAX=1 node --max-semi-space-size=2 --single-threaded-gc
 /**
  * The command line. Standard output gets results and the one line that others wait for; people are told on
  * standard error. What is created is undone before a regular end; after SIGKILL it stays, and `--recover`

@@ -85,6 +85,20 @@ describe.each(serverKinds)('S3Store on %s', (kind) => {
       expect(behind).toMatchObject({ kind: 'bad-request', ambiguous: false, status: 416 });
     });
 
+    it('puts a body where it is told to, if there is room', async () => {
+      const bytes = randomBytes(70_000);
+      await store.put('d/whole', [bytes]);
+      const into = Buffer.alloc(80_000, 0xee);
+      const { body } = await store.get('d/whole', { range: { start: 1, end: 65_537 }, into });
+      expect(body.equals(bytes.subarray(1, 65_537))).toBe(true);
+      expect([body.buffer, body.byteOffset]).toEqual([into.buffer, into.byteOffset]);
+      expect(into.subarray(65_536).every((byte) => byte === 0xee)).toBe(true);
+      into.fill(0xee);
+      const whole = await store.get('d/whole', { into: into.subarray(0, 1000) });
+      expect(whole.body.equals(bytes)).toBe(true);
+      expect(into.every((byte) => byte === 0xee)).toBe(true);
+    });
+
     it('stores under If-None-Match only where nothing is', async () => {
       await store.put('once', [Buffer.from('first')], { ifNoneMatch: '*' });
       const second = await failure(

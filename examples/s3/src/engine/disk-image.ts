@@ -50,6 +50,8 @@ const STATUS_LOOKS = 65_536;
 const SEQUENTIAL_BYTES = 128 * 1024;
 const MAX_READ_AHEAD = 4 * 1024 * 1024;
 const STREAMS = 4;
+/** Share of the cache that is free as long as it has room for what nobody asked for. */
+const FREE_SHARE = 1 / 8;
 /** Share of the cache's memory that answers of the bucket of one size may keep for the next ones. */
 const ANSWER_SHARE = 1 / 64;
 
@@ -340,7 +342,7 @@ export class DiskImage {
     const comes =
       count === 1 &&
       data !== undefined &&
-      this.#parts.cache.room >= 2 * this.geometry.frameSize &&
+      this.#parts.cache.room > this.#parts.cache.limit * FREE_SHARE &&
       source.wants(other) &&
       !this.#fetching.has(`${source.key}#${other}`);
     return comes ? { first: Math.min(first, other), count: 2 } : { first, count };

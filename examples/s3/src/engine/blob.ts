@@ -15,6 +15,7 @@ import { promisify } from 'node:util';
 import * as zlib from 'node:zlib';
 import { constants, crc32, deflateRaw, inflateRawSync } from 'node:zlib';
 import type { Keyring, ObjectCipher } from './cipher.js';
+import { combineCrc } from './crc-combine.js';
 import { DiskError, damaged } from './errors.js';
 
 export const HEADER_BYTES = 64;
@@ -57,6 +58,8 @@ export interface EncodedBlob {
   readonly header: BlobHeader;
   readonly table: FrameTable;
   readonly parts: readonly Uint8Array[];
+  /** CRC-32 of all parts together. */
+  readonly crc: number;
 }
 
 export const storedLength = (table: FrameTable, frame: number): number =>
@@ -182,7 +185,11 @@ export class BlobCodec {
     const crc = headerCrc(head);
     head.writeUInt32LE(crc, 60);
     const header = { ...identity, frames: stored.length, keyId, next, length, crc };
-    return { header, table, parts: [head, ...stored] };
+    let whole = crc32(head);
+    for (const [i, { length }] of stored.entries()) {
+      whole = combineCrc(whole, table[i * 3 + 1] as number, length);
+    }
+    return { header, table, parts: [head, ...stored], crc: whole };
   }
 
   /**

@@ -19,7 +19,6 @@
  *   they are patient, and are told `unreachable` or `refused`. Their data stays and goes out later.
  * - Appending never waits; `room` says whether it should.
  */
-import { crc32 } from 'node:zlib';
 import type { DataOut } from 'tcmu';
 import { failureKind } from '../object-store.js';
 import { type BlobCodec, BlobKind, decodeHead, type EncodedBlob, HEADER_BYTES } from './blob.js';
@@ -559,14 +558,13 @@ export class LogWriter {
     sealed.facts = { header: blob.header, table: blob.table };
     const key = `${prefix}/${segmentName(sealed.slot)}`;
     const body = blob.parts;
-    const crc = crcOf(body);
     const requests = this.#requests;
     sealed.sent = this.lease.moment();
     for (let attempt = 0; ; attempt++) {
       if (this.#failure !== undefined) throw this.#failure;
       try {
         if (!this.#options.conditional && (await this.#isMine(key, blob))) return;
-        await requests.put(key, body, { ifNoneMatch: '*', crc32: crc });
+        await requests.put(key, body, { ifNoneMatch: '*', crc32: blob.crc });
         this.#answered();
         return;
       } catch (error) {
@@ -695,10 +693,4 @@ function copyOf(bytes: Buffer): Buffer {
   const copy = Buffer.allocUnsafeSlow(bytes.length);
   bytes.copy(copy);
   return copy;
-}
-
-function crcOf(parts: readonly Uint8Array[]): number {
-  let crc = 0;
-  for (const part of parts) crc = crc32(part, crc);
-  return crc;
 }

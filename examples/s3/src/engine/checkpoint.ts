@@ -41,7 +41,7 @@ import type { Requests } from './requests.js';
 import { FENCE_EPOCH, framesOf } from './segment.js';
 import type { SegmentFacts } from './segment-facts.js';
 
-/** Frames of a segment that one request loads. */
+/** Frames of a segment that one request loads while somebody waits; otherwise all. */
 const LOAD_FRAMES = 16;
 /** Bytes copied to the end of the log at a time while somebody waits for it; two segments otherwise. */
 const RELOCATE_BYTES = 256 * 1024;
@@ -211,8 +211,9 @@ export class Checkpointer {
     this.#loadedBytes += payload.length;
     let at = 0;
     // Frame 0 is the list of changes.
-    for (let first = 1; first < header.frames; first += LOAD_FRAMES) {
-      const behind = Math.min(first + LOAD_FRAMES, header.frames);
+    for (let first = 1, behind = 1; first < header.frames; first = behind) {
+      const frames = requests.background.yields ? LOAD_FRAMES : header.frames;
+      behind = Math.min(first + frames, header.frames);
       const start = frameOffset(table, first);
       const range = { start, end: frameOffset(table, behind) };
       const { body } = await requests.background.run(() => requests.get(key, { range }, FOREVER));

@@ -93,7 +93,9 @@ export default [
     async run(k) {
       const folder = await programsOf(k, 'docs/deployment.md', ['serve', 'handler', 'manage']);
       const manage = async (verb: string, env: Record<string, string> = {}) =>
-        k.sh(`node ${folder}/manage.js ${verb} d0`, { env });
+        k.sh(`node ${folder}/manage.js ${verb} d0`, {
+          env: { STATE_DIRECTORY: `${k.dir}/state`, ...env },
+        });
       const user = 65534;
       await k.sh(`mkdir -m 700 ${k.dir}/state && chown ${user} ${k.dir}/state; chmod 755 ${k.dir}`);
       const confined = ['--reuid', `${user}`, '--clear-groups', '--bounding-set', '-all'];
@@ -111,7 +113,6 @@ export default [
         return proc;
       };
       await manage('prepare');
-      await k.sh(`chown ${user} /dev/uio0 && chmod 600 /dev/uio0`);
       const first = await serve();
       await manage('attach');
       const [disk = ''] = k.disks();

@@ -153,15 +153,16 @@ async function search(page) {
     page,
     `(async () => {
       document.querySelector('#tsd-search-trigger').click();
-      for (let i = 0; i < 100; i++) {
+      // Typing waits until the typist pauses: so does this, and types again where the index was not there yet.
+      for (let i = 0; i < 20; i++) {
         const input = document.querySelector('#tsd-search-input');
         if (input) {
           input.value = 'BlockStore';
           input.dispatchEvent(new Event('input', { bubbles: true }));
-          const results = document.querySelector('#tsd-search-results');
-          if (results?.textContent.includes('BlockStore')) return true;
         }
-        await new Promise((resolve) => setTimeout(resolve, 100));
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+        const results = document.querySelector('#tsd-search-results');
+        if (results?.textContent.includes('BlockStore')) return true;
       }
       return false;
     })()`,

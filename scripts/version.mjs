@@ -7,8 +7,9 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 
-const read = () => JSON.parse(readFileSync('package.json', 'utf8'));
-const write = (manifest) => writeFileSync('package.json', `${JSON.stringify(manifest, null, 2)}\n`);
+const read = (file = 'package.json') => JSON.parse(readFileSync(file, 'utf8'));
+const write = (content, file = 'package.json') =>
+  writeFileSync(file, `${JSON.stringify(content, null, 2)}\n`);
 const whole = read();
 const { workspaces: _, ...alone } = whole;
 write(alone);
@@ -16,6 +17,11 @@ let status = null;
 try {
   ({ status } = spawnSync('npx', ['--no-install', 'changeset', 'version'], { stdio: 'inherit' }));
 } finally {
-  write({ ...whole, version: read().version });
+  const { version } = read();
+  write({ ...whole, version });
+  const lock = read('package-lock.json');
+  lock.version = version;
+  lock.packages[''].version = version;
+  write(lock, 'package-lock.json');
 }
 process.exitCode = status ?? 1;

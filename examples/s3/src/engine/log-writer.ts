@@ -516,9 +516,16 @@ export class LogWriter {
     this.#payloads.delete(slot);
     this.#residentBytes -= payload.buffer.byteLength;
     const whole = Buffer.from(payload.buffer);
-    if (slot >= this.#heldBefore) return this.#buffers.give(whole);
+    if (slot >= this.#heldBefore) return this.#giveBack(whole);
     this.#held.push(whole);
     this.#heldBytes += whole.length;
+  }
+
+  /** What is kept for writing and what is dirty are together what may be dirty. */
+  #giveBack(buffer: Buffer): void {
+    if (this.#dirty + this.#buffers.freeBytes < this.#options.dirtyLimit) {
+      this.#buffers.give(buffer);
+    }
   }
 
   /** While `run` is under way, what `payload` answered of what is durable now stays as it is. */
@@ -531,7 +538,7 @@ export class LogWriter {
       if (--this.#holders === 0) {
         this.#heldBefore = 0;
         this.#heldBytes = 0;
-        for (const buffer of this.#held.splice(0)) this.#buffers.give(buffer);
+        for (const buffer of this.#held.splice(0)) this.#giveBack(buffer);
       }
     }
   }

@@ -842,7 +842,8 @@ const scenarios: readonly Scenario[] = [
  * whole suite takes too long for every day: only by its name.
  */
 export function choose(parts: readonly string[], faults: boolean): Scenario[] {
-  const all = [...scenarios, ...(faults ? [faultInjection] : [])];
+  // `runner` stays last: tcmu-runner leaves the module's netlink replies on, and the next device waits for them.
+  const all = [...(faults ? [faultInjection] : []), ...scenarios];
   return [
     ...all.filter(({ name }) => parts.length === 0 || parts.some((part) => name.includes(part))),
     ...(parts.includes(wholeSuite.name) ? [wholeSuite] : []),

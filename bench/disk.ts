@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The disk benchmark: fio over the file example and its peers, in a test kernel.
  *

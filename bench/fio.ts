@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What the benchmarks read out of fio's JSON report. */
 export interface FioResult {
   iops: number;

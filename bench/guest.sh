@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Runs inside a test kernel: makes one disk per subject, and measures them with fio in turn.
 #
 # Contract with guest.ts: the environment gives SUBJECTS, ROUNDS, RUNTIME (milliseconds), SIZE_MB, JOBS (lines of

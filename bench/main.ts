@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** `npm run bench`: what was asked for, the measurements, the table, the bars. See docs in bench/README.md. */
 import { cpus, release } from 'node:os';
 import { parseArgs } from 'node:util';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What all benchmarks share: samples in, medians and ratios out, one table, one JSON form, one set of bars.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A handler in C++ on the simulated kernel's ring: the limit for any language. Called by bench/ring.ts:
 //
 //   ring-native null|ram|file BYTES DEPTH MILLISECONDS FILE

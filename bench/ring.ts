@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * `npm run bench:ring`: handlers on the ring of the simulated kernel, beside one in C++; zero copy beside copying;
  * and, over NBD, beside other servers. See bench/README.md.

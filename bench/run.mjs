@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * npm run bench, npm run bench:ring [-- --help]: sets up what is missing, bundles bench/<name>.ts for plain Node, and
  * runs it. `run.mjs NAME [options]`.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Runs inside the guest: serves each LUN of the plan over iSCSI on two portals, and runs the suites on it.
  *

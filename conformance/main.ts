@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** `npm run conformance`: what to run, one boot, the table, the recorded best. See README.md beside it. */
 import {
   existsSync,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What is run: LUNs (a backstore in a configuration) and the suites to run on each.
  *

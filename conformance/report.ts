@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * From results of single LUNs to one verdict a test and backstore, a table, and the comparison with the
  * recorded best. Pure.

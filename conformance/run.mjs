@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * npm run conformance [-- --help]: sets up what is missing, bundles the runner for plain Node, and runs it.
  */

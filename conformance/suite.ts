@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What libiscsi's `iscsi-test-cu` prints in verbose mode, taken apart. Nothing here runs anything.
  *

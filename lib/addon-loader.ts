@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Finds and loads the compiled addon: the local build first, then the prebuilt binary in the package.
  * Collects every failure, so that the one error at the end says all that was tried and what to do.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Every error the package throws: one class a family, a stable `code`, and a message that names the
  * operation, the path or device, the errno and what to do next. An error never travels to the

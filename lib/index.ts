@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Write Linux block devices in TypeScript: user-space backstores for the kernel's SCSI target.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The simulated kernel in the addon, typed; the part of the contract of `native.ts` that only
  * `lib/sim` uses. Functions are called on, and call back on, the environment's JavaScript thread; the

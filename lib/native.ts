@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Everything native, typed: the one contract between `lib/` and `addon/`. Nothing else in `lib/`
  * knows the addon, and no user of the package sees these types.

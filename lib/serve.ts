@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The whole of a handler's life in one call: create the backstore, serve it, export it; and undo all of
  * it in reverse when asked, or when the process is asked to end.

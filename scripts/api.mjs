@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The public surface of every entry, written down in etc/*.api.md, so that a change of it shows in a diff.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Bundles the project's own TypeScript programs (tests on kernels, benchmarks, conformance) for plain Node. */
 import { readdirSync, rmSync } from 'node:fs';
 import { join, relative } from 'node:path';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Compiles the addon with CMake alone, where the package is installed as where it is developed: the command
  * `npx tcmu compile`, and the cross-compiling half of scripts/prebuild.mjs. Downloads nothing.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * npm run demo:kernel: the main job on a real kernel, each step shown. A file becomes /dev/sda of a user-mode Linux,
  * a file system lives on it, the handler is killed under load and comes back.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * npm run demo: the file example behind a simulated kernel, used by a real client over NBD where one is
  * installed and by the package's own where not. No root, no kernel support; each step is shown and checked.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Looks at the built documentation as a reader does: every page in headless Chromium, as wide as a desk and as narrow
  * as a phone, and the search once in each.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * `npm run` that is killed leaves what it runs: SIGTERM ends npm and its shell, SIGKILL npm alone. Who calls this ends with
  * them, by SIGTERM to itself. Not run by npm, nothing happens: a shell that put us in the background may go.

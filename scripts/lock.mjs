@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * package-lock.json is whole: every dependency that a package in it names has an entry, also the optional ones
  * for other systems and processors, which npm leaves out when it writes the file anew where node_modules is there

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Which Debian packages a purpose needs, which of them are missing, and whether this user can install them. */
 import { spawnSync } from 'node:child_process';
 import { accessSync, constants, existsSync, readdirSync, readFileSync } from 'node:fs';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Makes the binaries that the package carries: prebuilds/linux-<arch>/tcmu.glibc.node, stripped, and checked
  * against the floor of scripts/symbols.mjs.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * npm run record:fidelity [-- --no-setup]: runs the sequences of test/fidelity on a real kernel (user-mode Linux; QEMU for
  * those that need a kernel module) and writes what came of them into test/fidelity/fixtures, which the unit tests

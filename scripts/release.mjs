@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Publishes the version that package.json names, with binaries for every processor the package is for.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Makes sure that a fresh clone can do what is asked of it: Node, Debian packages, npm packages, the build.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What a compiled addon asks of the system it is loaded on, and shows to the process that loads it.
  *

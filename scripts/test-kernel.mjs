@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * npm run test:kernel -- [part of a name…] [--list] [--verbose] [--jobs N]
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The package on every Node.js version it is for: test/package with the binaries of test/package/nodes, which
  * `npm ci` gets there.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * npm run test:zero-copy [-- part of a name…]: the scenarios of test/zero-copy in QEMU, on Debian's kernel with the
  * module of kernel/. Build the package first (`npm run build`). TCMU_ZERO_COPY_KERNEL names the directory of another

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * npm test: sets up what is missing, then every suite, one after another, whatever fails.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * clang-tidy over the addon's C++, with the checks of .clang-tidy; any finding is an error.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Turns the changesets into the next version and its part of CHANGELOG.md: npm run release:version.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Builds what tests and benchmarks of zero copy need into build/zero-copy/RELEASE: the kernel module and the test module
  * against the installed linux-headers, and the handler in C.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import { expect, test } from 'vitest';
 import { decodeRing, describeRing, readRingOf } from '../lib/cli/ring-dump.js';
 import { Device } from '../lib/index.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A device's commands over the simulated kernel: one completion each, whatever the handler does. */
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Command } from '../lib/device/command.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The lifetime rules: command memory is dead after completion, and nothing native may still be using it
  * when the completion reaches the kernel.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A disk's memory beside its data: what comes back after a restart, and what a broken file does. */
 import {
   existsSync,

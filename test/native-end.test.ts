@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** How the addon ends: worker.terminate(), process.exit(), an exception, several environments. */
 import { spawnSync } from 'node:child_process';
 import { mkdirSync } from 'node:fs';

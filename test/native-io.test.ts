@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The addon's file operations: at once, queued, pinning, on command memory and ordinary memory. */
 import { execFileSync } from 'node:child_process';
 import {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A kernel made of files, for tests of the addon's ring alone: the mapping is a file in memory, the
  * two event descriptors are FIFOs. It writes what it is told and reads back what the addon published;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The addon's ring: fetch, completion, memory, pins and revocation, over a kernel made of files. */
 import { closeSync, ftruncateSync, openSync } from 'node:fs';
 import { afterEach, expect, test } from 'vitest';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The NBD protocol by hand, for what no client would send. */
 import { connect, type Socket } from 'node:net';
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { describe, expect, test } from 'vitest';
 import { ArgumentError } from '../lib/errors.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import { describe, expect, test } from 'vitest';
 import { type BlockExtent, type BlockStore, MemoryStore } from '../lib/store/index.js';
 import { asynchronous, BareStore, cdb, openDevice, run } from './scsi-fake-command.js';

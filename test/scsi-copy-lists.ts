@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** CDBs and parameter lists of EXTENDED COPY (SPC-5), LID1 and LID4. */
 import { cdb } from './scsi-fake-command.js';
 

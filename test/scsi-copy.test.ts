@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** EXTENDED COPY between the units of this process, and what RECEIVE COPY RESULTS tells of it. */
 import { afterEach, describe, expect, test } from 'vitest';
 import { decodeCopyRequest } from '../lib/scsi/copy/parameter-list.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The documentation page of the commands is made from the table that decodes them, so they can't disagree.
  * After a change of the table: `npx vitest run test/scsi-docs.test.ts -u`.

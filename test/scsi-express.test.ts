@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The express lane: plain reads and writes past the handler. What an initiator sees must be the same with
  * and without it, whatever state the unit is in.

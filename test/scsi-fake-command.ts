@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A command as the device layer would hand it over, on ordinary memory, and what became of it. */
 import { expect } from 'vitest';
 import type { MaybePromise } from '../lib/device/data.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** FORMAT UNIT and SANITIZE: what the medium holds afterwards, what is told meanwhile, what failure does. */
 import { describe, expect, test } from 'vitest';
 import type { MaybePromise } from '../lib/device/data.js';

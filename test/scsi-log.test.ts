@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** LOG SENSE, and the soft thresholds of thin provisioning. */
 import { describe, expect, test } from 'vitest';
 import type { BlockDevice } from '../lib/scsi/index.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The 32-byte commands, and WRITE ATOMIC (16): the same work in other clothes. */
 import { describe, expect, test } from 'vitest';
 import { ArgumentError } from '../lib/errors.js';

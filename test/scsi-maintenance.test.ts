@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import { describe, expect, test } from 'vitest';
 import { CommandEntry } from '../lib/scsi/command-spec.js';
 import { blockCommands } from '../lib/scsi/commands/index.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import { describe, expect, test } from 'vitest';
 import type { StateStorage } from '../lib/scsi/index.js';
 import { type BlockStore, MemoryStore, readOnly } from '../lib/store/index.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Random sequences of reads, writes, unmaps, WRITE SAMEs and atomic commands against a plain buffer
  * that does the same: over stores of every shape, the disk and the model never differ.

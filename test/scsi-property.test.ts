@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Whatever bytes an initiator sends: an answer from the standard, never an exception, never a byte
  * beyond what the CDB and the buffer allow. A million cases, the same in every run; a failure prints its CDB.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import { describe, expect, test } from 'vitest';
 import type { DataOut } from '../lib/device/data.js';
 import { type BlockStore, faults, MemoryStore, type WriteContext } from '../lib/store/index.js';

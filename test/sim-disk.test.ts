@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Stores behind the simulated kernel: the whole way from an initiator's command to a store and back. */
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { Device } from '../lib/device/device.js';

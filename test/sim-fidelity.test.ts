@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The simulated kernel does what a real one did: the sequences of test/fidelity, entry by entry. Recorded
  * from user-mode Linux 6.1; `npm run record:fidelity` records anew.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The simulated kernel's thread and handles when an environment ends. */
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The load generator over a real handler. */
 import { afterEach, expect, test } from 'vitest';
 import { SimulatedDevice, type SimulatedDisk, simulate } from '../lib/sim/index.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The clients that exist, against the NBD server: libnbd's tools, qemu's, fio. */
 import { execFile, execFileSync, spawnSync } from 'node:child_process';
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';

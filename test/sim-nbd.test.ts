@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The NBD server in front of a simulated device, by the package's own client. */
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Random commands under random faults against a model of a disk: every command is answered once, the
  * data is right, no byte of another command shows, and nothing is left in the kernel or the device.

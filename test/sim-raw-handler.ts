@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A handler made of nothing but reads and writes of the shared memory, through the simulated kernel's
  * own `peek` and `poke`: for tests that want the ring misused, or want no `Device` in between.

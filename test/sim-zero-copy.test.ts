@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Zero copy through a whole stack: initiator's pages, ring, Device, handler. */
 import { closeSync, openSync, readSync } from 'node:fs';
 import { afterEach, describe, expect, test } from 'vitest';

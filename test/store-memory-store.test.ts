@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import { describe, expect, test } from 'vitest';
 import { ArgumentError } from '../lib/errors.js';
 import { MemoryDataIn, MemoryDataOut, MemoryStore } from '../lib/store/index.js';

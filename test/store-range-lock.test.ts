@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type HeldRange, RangeLock } from '../lib/store/range-lock.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ArgumentError, TargetError } from '../lib/errors.js';
 import { type BackstoreOptions, createBackstore, openBackstore } from '../lib/target/backstore.js';

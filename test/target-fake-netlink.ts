@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The kernel's side of generic netlink with the family TCM-USER, byte by byte and independent of the codec
  * under test: answers requests, multicasts events, waits for replies as Linux 6.1 does, its pitfalls too.

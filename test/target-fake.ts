@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A kernel's LIO in a temporary directory, for the unit tests of `tcmu/target`: configfs folders that come
  * with their attributes, attributes that take values as Linux 6.1 does, uio and SCSI devices in sysfs.

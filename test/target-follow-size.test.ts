@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A disk that follows the size in configfs. */
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { type Backstore, createBackstore } from '../lib/target/backstore.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What configfs tells of initiators and ports. */
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The parts of the test kernel's driver that decide whether a run was good. */
 import { execFileSync } from 'node:child_process';
 import { expect, test } from 'vitest';

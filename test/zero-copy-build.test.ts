@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** kernel/build.sh says what is missing before it compiles anything. */
 import { spawnSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Entry point: one Environment per JavaScript environment, then every registered export.
 #include <napi.h>
 

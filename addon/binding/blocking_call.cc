@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `blockingCall`: a system call that may hang uninterruptibly, on a thread of its own.
 //
 // The threads belong to nobody: when the environment ends before one is back, it goes on (or hangs

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // All state the addon has in one JavaScript environment (the main thread's, or a worker's), and the
 // order in which it goes.
 //

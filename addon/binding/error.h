@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Errors as lib/native.ts promises them.
 #pragma once
 

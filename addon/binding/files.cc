@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `fileFacts` and locks: questions about a descriptor that node:fs has no answer to.
 #include <napi.h>
 

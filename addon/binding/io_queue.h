@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `IoQueue`: file operations asked for by JavaScript, and their results.
 //
 // An operation on command memory pins its slot until its result is taken; one on ordinary memory

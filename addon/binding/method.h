@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Methods that are called often: plain N-API under a thin typed face, since node-addon-api's
 // CallbackInfo costs as much as the work itself.
 //

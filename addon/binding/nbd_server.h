@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // NbdServer: the NBD server for JavaScript (lib/native-sim.ts).
 //
 // The server runs on its simulated device's thread; what it wants of lib/ waits here, and a uv_async

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `NetlinkSocket`: a generic netlink socket on the event loop. Open from construction to close(), and
 // not collected in between; a failure closes it too.
 #include <errno.h>

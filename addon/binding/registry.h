@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the addon exports. A source file of any folder adds to it with one line at namespace scope:
 //
 //   static const tcmu::Export simulator(&initSimulator);   // void initSimulator(Napi::Env, Napi::Object exports)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `Ring`: one device's ring, its polling, and its commands' memory, for JavaScript.
 //
 // Owns the mapping and the three descriptors. Alive from start() until close() whatever JavaScript

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // SimDevice: the simulated kernel for JavaScript (lib/native-sim.ts).
 //
 // The device's own thread finishes commands; what is finished waits here, and one uv_async carries

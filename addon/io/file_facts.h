@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the kernel says of an open file: kind, size, blocks, and whether I/O can be tried without waiting.
 #pragma once
 

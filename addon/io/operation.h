@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One file operation, run by whoever holds it: the JavaScript thread (at once) or a pool thread.
 //
 // It owns neither the descriptor nor the memory; both stay valid until it has run. No N-API.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // File operations on their way through libuv's thread pool.
 //
 // Contract: operations are put in on the loop's thread and collected until `handOver`, then drained

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Views that JavaScript has on command memory: external ArrayBuffers, one an iovec piece.
 //
 // Made when first asked for, kept until the slot is revoked, then detached: every view on them has

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Touching shared memory whose pages may be gone.
 //
 // After a device is removed or its ring reset, and for a truncated memory file, a load or store in

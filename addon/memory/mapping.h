@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The mapping of one device and the descriptors that go with it.
 //
 // Owns both from construction on; unmaps and closes when destroyed, so whoever may still touch the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tells the owner of a shared file where this process has it mapped as a device's memory.
 //
 // The simulated kernel needs it: with zero copy it puts its initiators' pages into the handler's

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A command's data: memory in pieces, addressed as if it were one.
 //
 // The pieces lie in shared memory, so every function touches them under the SIGBUS guard and says

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One client: its socket, its handshake, its requests until their replies are sent.
 //
 // Lives on one thread. Reads as long as it may keep more requests: what a client has under way is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a client is told of the disk behind the export, and what the translation to SCSI has to know
 // of it. Found out by lib/ with SCSI commands, anew for each client.
 #pragma once

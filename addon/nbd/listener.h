@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Listening sockets: bound, listening, non-blocking.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The handshake with one client, from the greeting to transmission: a state machine over bytes, with
 // no socket in it. One message is taken at a time; what to answer is appended to `out`.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The NBD protocol in numbers (NetworkBlockDevice/nbd, doc/proto.md): fixed newstyle negotiation,
 // simple and structured replies. All fields are big-endian.
 #pragma once

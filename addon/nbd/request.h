@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One NBD request and the SCSI commands it takes: none (a refusal), one, or several one after the
 // other. No socket, no ring.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The NBD server: a listening socket, its connections, and their requests as commands of a simulated
 // device.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A generic netlink socket: whole datagrams in and out. No N-API, no knowledge of their content.
 //
 // Non-blocking. Datagrams that do not come from the kernel (port 0) are dropped.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the express lane needs to know: the plain READ and WRITE, told from every other command, and
 // where in files the bytes of a disk lie.
 //

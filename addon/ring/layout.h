@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The shared memory of a TCMU device as the kernel lays it out, and nothing else.
 //
 // Source: include/uapi/linux/target_core_user.h and drivers/target/target_core_user.c of Linux 6.1.

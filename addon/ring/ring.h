@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One TCMU command ring: commands out of shared memory in batches, completions back in batches.
 //
 // Contract:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The TCMU ring as the kernel header <linux/target_core_user.h> (mailbox version 2) lays it out,
 // for the simulated kernel's side. Kept apart from the handler's side in addon/ring on purpose: an
 // offset that is wrong on one side must show up as a failing test, not cancel itself out.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A set of numbers 0..size-1 that hands out the lowest free one, as the kernel's allocators do.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Memory of the initiators of a zero-copy device: page-aligned ranges of one memfd, so that the
 // same pages can be shown to the handler. Given round robin, so that who touches a range late meets
 // nobody's. Thread-safe.

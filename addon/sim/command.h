@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What travels through the simulated kernel: a request from an initiator, the command it becomes,
 // and the completion that goes back.
 //

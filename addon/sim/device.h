@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One simulated TCMU device: the kernel's state machine, its uio face, and the thread that hears
 // doorbells and time-outs.
 //

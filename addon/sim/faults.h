@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Seeded decisions of fault injection. Each kind of fault draws from a sequence of its own, so that
 // the n-th decision of a kind is the same in every run with the same seed.
 #pragma once

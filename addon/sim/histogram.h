@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Latencies in nanoseconds, within 1.6 %: 64 buckets for each doubling.
 #pragma once
 

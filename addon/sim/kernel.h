@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The state machine of the simulated kernel: what target_core_user does to one device, as facts
 // read from Linux 6.1 (drivers/target/target_core_user.c). Commands go onto the ring or wait for
 // room, completions are taken from it, time-outs expire, task management and the recovery actions

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // An initiator that keeps `depth` commands of one size going, measures, and on wish verifies every
 // byte. It runs where its completions arrive, mostly the device's thread: what finished in one
 // batch is followed by as many new commands in one submission.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The shared mapping: mailbox, ring, data area, over a memfd. The file is only as long as the part
 // of the data area that was ever allocated, so a handler that touches memory no command gave it
 // gets SIGBUS, as on a page the kernel never allocated. Owns the fd and its own mapping.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The character device the handler holds: an event pipe it polls and reads 4 bytes from, a doorbell
 // pipe it writes 4 bytes to. One opener at a time. Wake-ups merge as uio's do: at most one 4-byte
 // event count is waiting to be read. A device that is gone reads as end of file (uio: EIO).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The zero-copy window: the part of the handler's mapping behind the data area that shows
 // initiators' pages while their commands are in flight.
 //

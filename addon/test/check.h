@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A test is a function that says what it expects. `TEST(name) { ... EXPECT(condition); }`
 //
 // One line for each failed expectation, one at the end: `N passed, N failed`.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which commands count as plain, and what they say; where a disk's bytes lie.
 #include "../ring/express.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernel's side of a ring, as far as the ring's tests need it: writes entries as the kernel lays
 // them out, and reads completions as the kernel does, from its own tail. Shares no code with the ring
 // but the layout; addon/sim is the one that behaves like a kernel.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Feeds the ring what no kernel writes, and checks that what it says stays true.
 //
 // The input is a program: bytes are put into the mailbox and the ring, honest entries are queued,

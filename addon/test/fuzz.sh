@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Fuzzes the ring for a number of seconds (20), under the sanitizers.
 #
 #   addon/test/fuzz.sh [seconds] [folder for binary and findings]

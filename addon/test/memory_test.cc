@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Command memory in pieces, and what happens when its pages are gone.
 #include <fcntl.h>
 #include <signal.h>

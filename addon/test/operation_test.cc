@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // File operations on real files: short transfers, ends of files, holes, full devices, many pieces.
 #include "../io/operation.h"
 

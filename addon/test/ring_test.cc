@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The ring against hand-written entries: what is fetched, what is written back, and what is refused.
 #include "../ring/ring.h"
 

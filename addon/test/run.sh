@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # The addon's C++ tests, under the address and undefined-behaviour sanitizers.
 #
 #   addon/test/run.sh [folder for the binaries]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Watches one descriptor on the environment's event loop.
 //
 // `ready` is called on the loop's thread when the descriptor is readable (or in error), and once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Lets a binary that was linked on a newer glibc load on glibc 2.28 (RHEL 8, Debian 10).
 //
 // Two kinds of symbols would raise that floor. What moved into libc.so with glibc 2.32 to 2.34 got a new version

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** `npm run bench:qcow`: the qcow2 example beside qemu-nbd and tcmu-runner. See bench/README.md. */
 import { cpus, release } from 'node:os';
 import { parseArgs } from 'node:util';

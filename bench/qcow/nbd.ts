@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The same image over NBD from our store on the simulated kernel, and from qemu-nbd: fio's own NBD client
  * drives both, in turns. Wall clock on this machine; the image files lie in memory (/dev/shm).

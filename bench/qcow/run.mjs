@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * npm run bench:qcow [-- --help]: sets up what is missing, bundles the benchmark for plain Node, and runs it.
  */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Serves a qcow2 image over NBD through the simulated kernel, until it is told to end: `server.mjs IMAGE SOCKET`. */
 import { serveNbd } from 'tcmu/sim';
 import { QcowStore } from 'tcmu-qcow';

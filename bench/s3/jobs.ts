@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What is measured, and which ratios are good enough. Nothing here measures. */
 import type { Bar, Metric } from '../report.js';
 

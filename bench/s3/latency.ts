@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A relay that puts a time between a server's answer and its client, as a distant server would.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** `npm run bench:s3`: what was asked for, the measurements, the table, the bars. See bench/README.md. */
 import { cpus, release } from 'node:os';
 import { dirname } from 'node:path';

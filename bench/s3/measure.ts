@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Runs the jobs: one S3 server for all, a bucket and a filled disk for each subject, fio in turn.
  *

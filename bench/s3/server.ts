@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Serves a disk in a bucket over NBD, as a process of its own: `server.mjs '{"location": …, "connect": {…}, "socket": …, "sizeBytes": …,
  * "cacheBytes": …, "restartFile": …}'`. Makes the disk when there is none. Prints `ready`, ends at SIGTERM after a flush.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What is compared: ways to have a disk in a bucket, each a server process of its own over the same S3 server.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What a READ (10) or WRITE (10) of 4 KiB costs in the SCSI layer: from `BlockDevice.handle` to the command's
  * completion, over a store that does nothing, on one thread. Processor time, the best of several rounds, since

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Runs inside the test kernel: serves one disk after another by every handler in every mode, and measures each with fio.
 #
 # Contract with main.ts: the environment gives BUILD (consumer, peer, target_core_user.ko, handlers.js), NODE, CLI (the file example),

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Handlers to measure, over an existing uio device: `handlers.js null|socket UIO BYTES [SOCKET]`. Prints `ready`.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * `npm run bench:zero-copy`: what one command costs, copied and with zero copy, in instructions of the whole stack.
  *

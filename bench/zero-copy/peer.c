@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /*
  * The other end of the socket handler, in the place of an object store: `peer PATH` listens on a Unix socket.
  * Requests are 8 bytes, u32 kind and u32 length: kind 1 is followed by that many bytes, which are read, dropped and

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * npm run bench:zero-copy [-- --handlers null,file --jobs read-1024k-d1 --runtime 250 --min-bytes 0 --minutes 90 --json FILE]: builds the
  * module with zero copy, the handlers, and bench/zero-copy/main.ts; runs it.

@@ -1,5 +1,5 @@
 #!/bin/bash
-# SPDX-License-Identifier: GPL-2.0
+# SPDX-License-Identifier: GPL-2.0-only
 #
 # The scenarios of test/zero-copy under a kernel that looks for mistakes: lockdep, KASAN, DEBUG_VM,
 # page poisoning, object debugging, fault injection; two processors.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * For tests alone: makes XDWRITEREAD(10) bidirectional on its way through
  * tcm_loop.

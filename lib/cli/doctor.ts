@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What this machine has and lacks for serving devices, each lack with the command that mends it.
  *

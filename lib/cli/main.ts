@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+// SPDX-License-Identifier: Apache-2.0
 /**
  * `npx tcmu`: what to run before there is a handler, and when one misbehaves.
  *

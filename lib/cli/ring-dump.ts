@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Reads a ring as it lies in memory: the mailbox, and every entry between tail and head, for people who
  * debug a handler. The layout is that of <linux/target_core_user.h>.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * One command in flight: what the handler sees of it, and the state that decides when its completion
  * may be published.

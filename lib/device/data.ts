@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The two data buffers of a SCSI command, named as SAM names them. Both are windows on memory that
  * belongs to somebody else (the kernel's ring mapping, or a scratch Uint8Array): they are valid until

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A device: one ring, one handler, every command completed exactly once.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Tracing through node:diagnostics_channel: nothing is built unless somebody listens. The package
  * logs nothing by itself. Whoever wants to see every command subscribes before the device is opened, or opens

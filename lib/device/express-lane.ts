@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The express lane of a device: terms on which the addon carries plain READ and WRITE commands out by
  * itself, between files and the command's memory, without waking JavaScript. A `FileMap` says where the bytes lie. Plain means the 10 and 16

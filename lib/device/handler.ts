@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What a handler gets and what it owes. A command is completed exactly once; the completion is
  * published to the kernel only after the handler has settled and every pin on its memory is gone.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * DataIn and DataOut over a command's iovecs in the ring mapping.
  *

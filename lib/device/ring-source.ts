@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Where a ring comes from. A `Device` runs unchanged over the kernel's uio device and over the
  * simulated kernel: only the source differs.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A file or block device that holds a disk's bytes, with what `node:fs` lacks for the purpose: I/O
  * straight between a command's memory and the file, I/O that is tried without blocking first, holes,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The other half of the express lane: what a store says of where its bytes lie. A table of bounded size that
  * the addon reads at each plain command; whatever is not in it goes to the store. Everything here takes effect

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Promises over the addon's queue of file operations. One per environment: the queue's worker jobs
  * are shared by all files and devices of a thread. An operation queued for a command pins that

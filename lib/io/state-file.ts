@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A small file that keeps what a disk must remember over restarts beside its data: saved mode pages, a
  * format or sanitize operation that has not ended.

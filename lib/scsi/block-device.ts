@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A direct-access block device (SBC-4) over a BlockStore. It decodes a CDB, checks what the command
  * table says, lets the command family do the work, and completes the command exactly once: at once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Big-endian integers in CDBs, parameter lists and parameter data (SPC-5: the first byte is the
  * most significant). 64-bit fields are numbers put together from two 32-bit halves: exact up to

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The table that describes commands. One `CommandSpec` says how a CDB is laid out, what it needs
  * and what runs it; the same table decodes operation codes and service actions, refuses options

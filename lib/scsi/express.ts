@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Decides when plain reads and writes of a logical unit may pass by its handler on the device's express
  * lane: while the store gives its word (`BlockStore.fileMap`), and the unit is in no state in which a READ

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What keeps a logical unit from its normal work: FORMAT UNIT or SANITIZE under way, or the state after
  * one of them failed (SBC-4, FORMAT UNIT and SANITIZE). While there is one, commands that need the medium

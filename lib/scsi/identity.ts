@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Who a device says it is: the strings and names of INQUIRY and the VPD pages. An initiator takes
  * two devices with the same names for two paths to one disk, so names must differ between disks and

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * `tcmu/scsi`: the block device command set over a `BlockStore`, and sense data.
  * @packageDocumentation

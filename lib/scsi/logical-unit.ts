@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The state that commands of one block device share: geometry, identity, mode pages, pending unit
  * attentions, the range lock, and the rules of writing durably. Owned by `BlockDevice`; lives from

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Mode pages as bytes: current, saved, default and changeable values of each page a block device has
  * (SPC-5 and SBC-4, mode parameters). State lives as long as the logical unit and goes back to the saved

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The I_T nexuses (iSCSI sessions, say) of a logical unit as far as they can be told, for what SPC ties to
  * them. TCMU does not say which one sent a command.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Target port groups (SPC-5, asymmetric logical unit access): which ports lead to the logical unit and in
  * what state. Where they come from (configfs, say) is not this module's business.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Power conditions (SPC-5, power conditions; SBC-4, START STOP UNIT). A virtual disk saves nothing in any of
  * them: it is told which one it is in, says so, and leaves an idle or standby condition with the next command

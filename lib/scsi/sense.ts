@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What an initiator sees when a command fails. A `SenseError` is thrown by command code and by
  * stores and travels to the initiator as status and sense data; every other error is translated by

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Watches the space behind a thin disk against the soft thresholds of the Logical Block Provisioning mode
  * page (SBC-4), and raises their unit attention once each time one is crossed. Looks after writes and

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What a unit keeps over restarts, and where: its owner's business, in a file beside the disk, say. */
 import type { MaybePromise } from '../device/data.js';
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * `tcmu/sim`: a simulated kernel, to write, run and test a handler anywhere.
  * @packageDocumentation

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A small NBD client: for tests and demonstrations on machines without libnbd or qemu. Fixed
  * newstyle, structured replies, `base:allocation`, STARTTLS. Requests may overlap; each settles with

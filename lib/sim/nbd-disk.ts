@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What an NBD server has to know of the SCSI disk behind it, asked of the disk itself with the
  * commands any initiator would use. A device that knows few commands is offered with few features,

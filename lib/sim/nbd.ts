@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * An NBD server in front of a simulated device: what connects are the clients that exist (qemu-img,
  * nbdcopy, fio, the kernel's nbd-client, …), what answers is the handler, through SCSI and the ring.

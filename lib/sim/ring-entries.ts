@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Decodes ring entries as the kernel wrote them, for comparison and for people. The layout is that of
  * the kernel header <linux/target_core_user.h>.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The kernel's side of one TCMU device, simulated: an initiator for tests, and the knobs an
  * administrator has in configfs.

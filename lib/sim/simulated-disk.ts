@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A store behind a simulated kernel, with the commands a Linux initiator would send it: for tests of
  * stores in a few lines, and for programs that want a SCSI disk without a kernel.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The interface most handler authors implement: a disk as a row of bytes. Which optional methods
  * exist decides which capabilities the device advertises; what is missing is emulated from what is

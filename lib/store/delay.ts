@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Slows a store down, to see what initiators and time-outs make of it. */
 import { setTimeout as wait } from 'node:timers/promises';
 import type { MaybePromise } from '../device/data.js';

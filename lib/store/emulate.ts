@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The operations a BlockStore may leave out, made of those it has. Scratch memory is bounded: at
  * most `SCRATCH_BYTES` a call. All work at once with a synchronous store and wait only where it

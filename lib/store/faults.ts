@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Makes operations of a store fail by rule. Which ones fail follows from the seed and the sequence of
  * operations alone, so a failing run can be repeated.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * `tcmu/store`: the interface of a disk's contents, and stores and middleware to build with.
  *

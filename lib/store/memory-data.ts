@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Data-In and Data-Out buffers over ordinary memory: scratch memory of emulated operations,
  * parameter data, tests. The memory belongs to whoever made the buffer and is never revoked; slices

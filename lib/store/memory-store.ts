@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A RAM disk: pages of memory made when first written, given back when unmapped. The contents live
  * as long as the object; `close` keeps them, so the same store can be served again. Every method

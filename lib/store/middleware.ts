@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The base of stores that stand in front of another store. It forwards everything, and has exactly
  * the optional methods that the inner store has, so that a device advertises the same capabilities

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Copy on write: a disk that begins as `base` and keeps every change in `top`; `base` is never
  * written. Which blocks are in `top` is kept in memory only, a bit a block where anything was written:

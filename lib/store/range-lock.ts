@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Keeps an operation that must be atomic (COMPARE AND WRITE, ORWRITE, part of a block) apart from
  * writes to the same bytes. Shared holders, the writes, may overlap each other; an exclusive holder

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Holds a store to a rate. Operations are started in the order in which they came, each at the time
  * at which those before it have used up their share; nothing is refused.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A store that only reads: the device reports write protection, and nothing reaches the inner store. */
 import { FileError } from '../errors.js';
 import type { BlockStore } from './block-store.js';

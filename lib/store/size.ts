@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Sizes as people write them, on a command line, say. Powers of 1024 throughout. */
 
 const UNITS = ['', 'K', 'M', 'G', 'T', 'P'] as const;

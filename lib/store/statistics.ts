@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Counts what is asked of a store, how long it takes and what fails. */
 import type { MaybePromise } from '../device/data.js';
 import type { BlockStore } from './block-store.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A user backstore: `core/user_<hba>/<name>` in configfs, made, read back, resized and removed.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What is there: every user backstore, enabled or not, with its settings, its uio device and the LUNs that
  * lead to it. Reads only.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Turns an errno of configfs or sysfs into a `TargetError` that says what was being done where and what
  * to do. One place, so that every failure of `tcmu/target` reads the same.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Every export that a backstore has in the kernel, whoever made it: for taking a device back. */
 import type { Backstore } from './backstore.js';
 import { type IscsiLun, iscsiLuns } from './iscsi.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Lets an administrator resize a disk where the kernel keeps its size: attrib/dev_size of the backstore in
  * configfs, written by hand or by targetcli. The kernel announces the new size on netlink and does not wait for

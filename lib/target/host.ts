@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The kernel to configure: where its interfaces are mounted, and the few calls made on them.
  *

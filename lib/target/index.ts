@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The kernel's side of a device: making backstores, attaching them, finding and taking them back.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The iSCSI fabric (iscsi_target_mod): a target with one portal group, its portals, and who may log in.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The loopback fabric (tcm_loop): a backstore as a SCSI disk of this machine, `/dev/sdX`.
  *

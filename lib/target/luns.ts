@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What the fabrics have in common in configfs: `<fabric>/<wwn>/tpgt_<tag>/lun/lun_<n>/<link to the
  * backstore>`. Each function records how to take back what it made.

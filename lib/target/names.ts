@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Checks everything a caller may put into a configfs path or value, before anything is touched.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Generic netlink as bytes: messages, attributes, the family TCM-USER. Pure functions.
  *

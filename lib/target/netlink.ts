@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Listens to TCM-USER on generic netlink: devices that are enabled, removed, reconfigured.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Which initiators are connected to a backstore now, as far as configfs tells. A name stays as long as its
  * nexus does: an iSCSI session has another one after it was lost and came again. Only reads.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The target port groups that LIO keeps for a backstore (its `alua` folder), as REPORT TARGET PORT GROUPS wants
  * them: the kernel passes that command on. Only reads; an administrator, or LIO's explicit ALUA, sets states.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Taking devices back after their handler has died, without losing what the initiator wrote.
  *

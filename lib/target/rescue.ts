@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The way out of netlink waits that nobody will ever answer: the kernel waits for a reply without any
  * time limit, and a listener killed meanwhile takes the answer with it.

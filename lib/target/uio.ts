@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What sysfs says about TCMU's uio devices. Reads only, needs no privilege: what a process may see here
  * is all that one serving a device needs.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Steps with their way back. What was made is removed in reverse order, by the same record whether a
  * later step failed (everything, best effort) or the owner is done with it (step by step, and a step that

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The vhost-scsi fabric: a backstore as a virtio-scsi disk of a virtual machine, without a copy through
  * the VMM. QEMU takes it as `-device vhost-scsi-pci,wwpn=<wwn>`.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A sequence on the kernel that a scenario runs on, compared with its fixture. The line `fixture NAME JSON` that the
  * program prints is what npm run record:fidelity makes the fixture of.

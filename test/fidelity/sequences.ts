@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What is done to both kernels. A name is a file of `fixtures/`; its steps must not depend on time. */
 import {
   KEEP_BUF,

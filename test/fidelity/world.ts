@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * One TCMU device, seen from both ends: an initiator that sends single commands, and a handler made of
  * nothing but reads and writes of the shared memory. Behind it stands a real kernel or the simulated

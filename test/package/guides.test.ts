@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Every ```ts block of the guides is a whole program: it compiles, and it runs, on the simulated kernel. What a
  * ```text block right below it says is what it prints. `<!-- before … -->` above a block holds what a reader

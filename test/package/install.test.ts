@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The tarball in empty projects, as users have them: no scripts, no compiler, nothing on PATH but Node. The
  * handler runs on the simulated kernel. TCMU_TEST_NODES names more Node.js binaries, `npm run test:nodes` sets it.

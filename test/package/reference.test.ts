@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The API reference builds without a warning, says something of every export, and its pages' links lead somewhere. */
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';

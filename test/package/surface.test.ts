@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What tools say of the package as a package: its manifest, its types, its public surface, its binaries. */
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Packs the package once, as it would be published, and gives every test the tarball's path. */
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, realpathSync, rmSync } from 'node:fs';

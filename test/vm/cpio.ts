@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Writes cpio archives of the kind an initramfs is made of ("newc", Documentation/driver-api/early-userspace/buffer-format.rst).
  * The writer owns the file it opens; file contents are streamed, so an archive may be larger than memory allows for one buffer.

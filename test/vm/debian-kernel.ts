@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Finds a Debian kernel with its modules: the installed one if there is one, else a copy unpacked from the package
  * `linux-image-amd64` depends on, kept below the repository's build directory. Nothing is installed on the host.

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # PID 1 of a test kernel (user-mode Linux): builds a root from the host's, runs one job, powers off.
 #
 # Contract with uml.ts: this file lies, copied, in a private directory of the host beside `job`, a shell

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Boots Debian's own kernel in QEMU, without KVM, and runs one command in it as root: for kernel modules, and for figures
  * that repeat.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Boots user-mode Linux (Debian's `user-mode-linux`), runs one command in it as root, and powers off.
  *

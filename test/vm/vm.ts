@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What every way to boot a test kernel shares: the shape of a run and its result, the signs of trouble in a
  * kernel log, shell quoting, and the duty never to leave a virtual machine behind.

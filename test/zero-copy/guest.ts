@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Runs scenarios one after another in one boot: `guest.js [part of a name…]`. A line for each, `pass NAME SECONDS` or
  * `FAIL NAME …`. What a scenario leaves behind, or makes the kernel log, fails it and ends the run: the machine is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Boots Debian's kernel in QEMU with the module that `scripts/test-zero-copy.mjs` has built, runs the scenarios in it, and
  * reports: `host.js RELEASE [part of a name…]`. The last line is `N passed, N failed, 0 skipped`.

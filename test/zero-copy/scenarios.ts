@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What must hold on a kernel with the patches of `kernel/`, in the order they run in one boot.
  *

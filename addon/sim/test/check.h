@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The few lines of test framework that the simulated kernel's C++ tests need.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The device with its thread: doorbells, wake-ups, time-outs and ends, from several threads.
 #include "../device.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The other side of the ring, as small as can be: for tests of the simulated kernel alone.
 #pragma once
 

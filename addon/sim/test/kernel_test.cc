@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The state machine alone: no threads, a clock of our own.
 #include "../kernel.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The NBD server under the sanitizers: mutated handshakes, garbage, and clients that come and go.
 #include <sys/socket.h>
 #include <sys/un.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A handler thread that serves READ (10) and WRITE (10) from memory, with faults on wish.
 #pragma once
 

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # C++ tests of the simulated kernel and its NBD server: under AddressSanitizer and UndefinedBehaviorSanitizer, and what
 # has threads under ThreadSanitizer too. Needs g++ only. Ends in "N passed, N failed".
 #

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Zero copy: initiators' pages in the handler's mapping for the time of a command.
 #include <fcntl.h>
 #include <sys/wait.h>

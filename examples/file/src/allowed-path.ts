@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Keeps a path given by somebody less trusted inside one directory. The check is made twice: on the
  * resolved path before opening, so that nothing outside is touched, and on what the descriptor really

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The command line. Standard output gets the one line that others wait for; people are told on standard
  * error. What is created is undone before a regular end; after SIGKILL it stays, and `--recover` takes

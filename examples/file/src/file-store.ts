@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A disk whose bytes are those of a raw file or block device, position for position.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * One fdatasync at a time, shared by everyone who waits, and never a second chance after a failure.
  *

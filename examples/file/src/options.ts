@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The command line: what may be said, and what it means. Nothing is opened here but a password file. */
 import { readFileSync, statSync } from 'node:fs';
 import { parseArgs } from 'node:util';

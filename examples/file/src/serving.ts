@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * From a store to a disk that somebody can use: either the whole way (backstore, export, recovery) by
  * `serve`, or on a uio device that another process made, with no privilege but access to it.

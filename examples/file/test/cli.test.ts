@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The built command, as far as it goes without a kernel that has TCMU. */
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';

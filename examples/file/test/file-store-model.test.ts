@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Random histories of one disk against a model of it: a plain buffer. */
 import { join } from 'node:path';
 import fc from 'fast-check';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Where a disk keeps what it remembers over restarts. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';

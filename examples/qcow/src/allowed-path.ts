@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Where the files that an image names are, and whether they may be opened. Names come from the image,
  * that is, from whoever made it: with an allowed directory, links are resolved and whatever leads out of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Persistent dirty bitmaps, kept right while the disk is written to.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Operations on a chain of images that nobody has open: `commit` brings what an image holds into the file
  * below it, `rebase` puts another file, or none, below it.

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The command line. Standard output gets what others read: the ready line, information, lists; people
  * are told on standard error.

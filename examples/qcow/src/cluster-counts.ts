@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Numbers by host cluster, sparse: references found by a check, or gained and lost by an operation. */
 const CHUNK = 4096;
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Keeps operations that change the mapping of the same guest clusters apart, in order of arrival.
  * Operations that only use the mapping don't take it.

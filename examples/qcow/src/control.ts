@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Commands to a running server, over a UNIX socket: one JSON request a line, one JSON answer a line. Who
  * may use it is decided by the socket's permissions: its owner.

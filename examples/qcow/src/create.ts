@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Making a new image. */
 import { ArgumentError } from 'tcmu';
 import { pathFrom } from './allowed-path.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What goes wrong with an image. Every error names the image, the structure and, where there is one,
  * the offset of the structure in the file.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What the image says of its guest data's places, so that plain reads and writes need not come to it: the
  * addon moves the data of a command all of whose bytes have a known place, without any JavaScript.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Guest data in the host file, encrypted where the image is: without encryption it goes between a
  * command's memory and the file as it is, else through a copy.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * An open qcow2 image: the guest's disk over one host file (and, where the format says so, an external
  * data file and a layer below).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Which operations are under way, by age. A cluster that has been given up may be used for something
  * else only when every operation that began before that has ended: one of them may still read or write

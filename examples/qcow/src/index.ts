@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The parts to build on. The command line is `cli.ts`. */
 export { commitImage, type RebaseOptions, rebaseImage } from './chain.js';
 export type { CheckOptions, CheckResult } from './check.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A disk's content below an image: the next one in its backing chain. */
 import type { BlockExtent, DataIn, FileMap, MaybePromise } from 'tcmu';
 import type { HostFile } from './host/host-file.js';

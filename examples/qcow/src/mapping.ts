@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Where each piece of the guest's disk lies: the active L1 table, in memory as a whole, and the L2
  * tables, cached in slices.

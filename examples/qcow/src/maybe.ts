@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Plumbing for methods that may answer at once or by a promise: what can go on at once does, without
  * a microtask, and only a real promise makes the caller wait.

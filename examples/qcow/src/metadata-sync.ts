@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Brings changed metadata to the file, in the one order that is right at every moment:
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * From a path to an open disk: the files that belong to it are found, locked as QEMU locks them, and
  * unlocked with the passphrase; the chain of backing files is followed to its end.

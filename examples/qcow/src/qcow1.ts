@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Version 1 of the format, for reading: no refcounts, no snapshots, compressed clusters of deflate data,
  * the old AES encryption. (QEMU never wrote a specification of it; the layout is that of the first

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Reading: from a guest's position to where its bytes are, through the backing chain. */
 import type { BlockExtent, DataIn, FileMap, MaybePromise } from 'tcmu';
 import { MemoryDataIn } from 'tcmu/store';

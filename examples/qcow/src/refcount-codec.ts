@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Refcounts of every width, 1 to 64 bits, packed as the specification says ("Refcount block entry"). */
 
 /** More references than any image can hold: what a larger stored value is read as. */

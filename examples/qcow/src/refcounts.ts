@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The refcounts of an image's clusters, and the allocation of free ones.
  *

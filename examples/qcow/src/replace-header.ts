@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Puts another header in place of an image's: other extensions, another backing file. Wherever that is stopped, and
  * whatever of it a device has done, the image has the one or the other, as a whole.

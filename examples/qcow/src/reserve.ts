@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Clusters ready for new data: counted, inside the file, and zeros, all of that durably. An entry that refers to one
  * of them may reach the device before its data or after it: until the data is there the cluster reads as what the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Making the disk longer or shorter, while it is in use. What is added reads as zeros, whatever lay there
  * before a shortening, or lies in a longer backing file; what is cut is given back first (in version 2 over a

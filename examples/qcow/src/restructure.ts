@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Replaces an image's metadata as a whole: what snapshots and repairs need, where no order of changes in
  * place would be right at every moment.

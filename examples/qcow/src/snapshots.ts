@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Internal snapshots of a running image. Each operation runs exclusively and is one switch of the
  * metadata (`restructure`): it has happened or it hasn't, wherever it is stopped.

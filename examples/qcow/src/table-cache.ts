@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A bounded cache of slices of metadata tables, addressed by their offset in the host file.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Operations on images that nobody has open: information, check, rebase, commit. */
 import { readBitmapDirectory } from './bitmaps.js';
 import { type CheckOptions, type CheckResult, checkFile } from './check.js';

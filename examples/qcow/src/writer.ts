@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Writing where it is not enough to write in place: to clusters that have no place yet, share it with
  * a snapshot, are compressed, or read as zeros.
@@ -427,7 +428,7 @@ export class Writer {
 
   #setEntriesIn(slice: Table, first: number, run: ClusterRun, start: number, stop: number): void {
     const { geometry, mapping } = this.#parts;
-    const { clusterSize, subclusterSize, extended, l2EntrySize } = geometry;
+    const { clusterSize, subclusterSize, extended } = geometry;
     for (let i = 0; i < run.count; i++) {
       const cluster = first + i;
       const host = run.offset + i * clusterSize;
@@ -463,7 +464,7 @@ export class Writer {
   /** Stores a whole cluster compressed, when that makes it smaller. */
   async #writeCompressed(cluster: number, data: DataOut): Promise<boolean> {
     const { geometry, codec, file, mapping, reader } = this.#parts;
-    const { clusterSize, l2EntrySize } = geometry;
+    const { clusterSize } = geometry;
     const compressed = await codec.compress(data.slice(0, clusterSize).toBytes());
     if (compressed === undefined || compressed.length >= clusterSize) return false;
     const offset = await this.#placeCompressed(compressed.length);
@@ -567,7 +568,7 @@ export class Writer {
    */
   #zeroEntry(slice: Table, start: number, stop: number, mayUnmap: boolean): boolean {
     const { geometry, mapping, rawData } = this.#parts;
-    const { clusterSize, subclusterSize, extended, version, l2EntrySize, dataFile } = geometry;
+    const { clusterSize, subclusterSize, extended, version, dataFile } = geometry;
     const { view } = slice;
     const cluster = Math.floor(start / clusterSize);
     const at = mapping.entryAt(cluster);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Many requests at once. Each worker owns every n-th sector, so that clusters are shared by all and yet
  * each sector has one right value at any time: an allocation that loses a neighbour's data, or data that

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import { MemoryDataOut } from 'tcmu/store';
 import { expect, test } from 'vitest';
 import { MemoryFile } from '../src/host/memory-file.js';

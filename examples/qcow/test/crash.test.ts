@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Crash consistency: random operations, many at once, on an image whose file records every change; then
  * the power fails at every event, with everything that no flush covers there, gone, or partly there in

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The express lane over an image: what an initiator sees, what QEMU finds, and what a kill leaves must be the same
  * with and without it, whatever is done to the image meanwhile.

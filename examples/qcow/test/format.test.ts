@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What an image says of itself, and what follows from it. */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { readFileSync, statSync, writeFileSync } from 'node:fs';

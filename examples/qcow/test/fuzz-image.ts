@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The fuzzer: images that QEMU made, with one to five places changed to what hurts, opened, read, written, checked
  * and repaired. Whatever they hold, the outcome is an error of this package that names the structure, or

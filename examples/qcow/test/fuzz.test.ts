@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A bounded run of the fuzzer, the same cases every time. A longer one with others: `npm run fuzz`. */
 import { expect, test } from 'vitest';
 import { describeCase, makeCase, makeSeeds, mutate, type Random, runCase } from './fuzz-image.js';

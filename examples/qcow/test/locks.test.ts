@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Locks against QEMU's own programs, in both directions, over every file of a chain. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Every combination of format options that qcow2 allows, and a choice of them in which every pair of
  * values that can meet does.

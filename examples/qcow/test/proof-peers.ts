@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The two sides of the proof: the same operations on an image by QEMU's programs and by our store. */
 import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The proof against QEMU: the same random operations on our store and on qemu-io, on images that either
  * of them made, first each on its own image, then each on the other's. After every step both images are

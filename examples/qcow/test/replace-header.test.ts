@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A header replaced: at every cut, and whatever the device reordered, the image has the old one or the new one. */
 import { expect, test } from 'vitest';
 import { ExtensionType, encodeHeader, type Header } from '../src/format/header.js';

@@ -1,4 +1,5 @@
 #!/usr/bin/env -S MALLOC_ARENA_MAX=1 node --max-semi-space-size=2 --single-threaded-gc
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The command line. Standard output gets results and the one line that others wait for; people are told on
  * standard error. What is created is undone before a regular end; after SIGKILL it stays, and `--recover`

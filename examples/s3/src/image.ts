@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Images in and out: raw files and qcow2 images, sparse ones as such. What is all zeros is neither read twice
  * nor sent. An import ends with a flush, an export with fsync: before that nothing is promised.

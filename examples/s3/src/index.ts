@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The parts to build on: the disk, and what keeps its objects. The command line is `cli.ts`. */
 export { type Connected, type ConnectOptions, connect } from './client/index.js';
 export {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The one interface between a disk and whatever keeps its objects. A store is one bucket; keys are
  * whole (`prefix/s/0000…`), made of `A-Z a-z 0-9 . _ - /`, so nobody needs to encode them.

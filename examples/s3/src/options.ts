@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The command line: what may be said, and what it means. Nothing is opened here but key and password files. */
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';

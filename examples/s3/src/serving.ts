@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * From a disk to something that somebody can use: either the whole way (backstore, export, recovery) by
  * `serve`, or on a uio device that another process made.

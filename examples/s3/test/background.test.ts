@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Who goes first: requests that somebody waits for, and those that nobody does. */
 import { describe, expect, it } from 'vitest';
 import { Background, WIDTH } from '../src/engine/background.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The container: what the client is told of the whole. */
 import { randomBytes } from 'node:crypto';
 import { crc32 } from 'node:zlib';

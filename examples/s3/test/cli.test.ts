@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The built command against a server in memory, as far as it goes without a kernel that has TCMU. */
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The client against radosgw and against the server in memory: one contract, the same answers from both. */
 import { randomBytes } from 'node:crypto';
 import { crc32 } from 'node:zlib';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Credentials and settings where people keep them: each source for real, against servers that play its service. */
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type RequestListener, type Server } from 'node:http';

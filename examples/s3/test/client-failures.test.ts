@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What the client makes of networks and servers that fail: the kind, and whether a change may have happened. */
 import { createServer, type Server } from 'node:net';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';

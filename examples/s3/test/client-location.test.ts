@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Where a bucket is, and which proxy leads there. */
 import { describe, expect, it } from 'vitest';
 import { bucketAddress, parseLocation } from '../src/client/location.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Random work, killed at a random request, opened again: what was flushed is there, and the disk is what
  * a prefix of the writes made of it. Every object is as it was written, and no garbage grows.

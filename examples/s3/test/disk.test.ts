@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The whole of the BlockStore interface against a model of it, and what a disk costs. */
 import { crc32 } from 'node:zlib';
 import fc from 'fast-check';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A bucket that fails in every way it can: nothing false is acknowledged, and what was is not lost. */
 import { describe, expect, it } from 'vitest';
 import type { FailureKind } from '../src/object-store.js';

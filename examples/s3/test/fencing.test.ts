@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Two writers on one disk: the store decides, and the older one is out. */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The cache in memory: what it keeps, and that it never takes more than it may. */
 import { describe, expect, it } from 'vitest';
 import { FrameCache } from '../src/engine/frame-cache.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** For how long a writer answers from its memory, and whom the next one waits for. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';

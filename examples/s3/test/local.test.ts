@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What is on this host: the journal, which makes flushes cheap, and the cache file, which may lose anything. */
 import {
   closeSync,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The judge of the crash tests is judged first: it must find every kind of loss. */
 import { describe, expect, it } from 'vitest';
 import {

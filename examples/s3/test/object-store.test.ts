@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Failures tell programs what to do. */
 import { TcmuError } from 'tcmu';
 import { describe, expect, it } from 'vitest';

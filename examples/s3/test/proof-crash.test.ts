@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Crashes: whatever request the writer dies at, nothing flushed is lost, and the disk holds a prefix of what was written.
  */

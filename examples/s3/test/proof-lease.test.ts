@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Two processes on one disk: nothing is acknowledged by the older one once the newer one is open. In memory and on Ceph. */
 import { rmSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What a disk does while its bucket fails: it serves what it can, waits where that may help, and promises nothing that isn't so. */
 import { SenseError } from 'tcmu/scsi';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** How much one read asks the bucket for. */
 import { describe, expect, it } from 'vitest';
 import { AnswerBuffers } from '../src/engine/buffers.js';

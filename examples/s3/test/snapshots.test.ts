@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Snapshots while writing, clones, collection: what a pin names stays, and the rest goes. */
 import { describe, expect, it } from 'vitest';
 import { checkDisk, cloneDisk, copyTail, deleteDisk, readingParts } from '../src/engine/admin.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Size and provisioning of the medium: READ CAPACITY, GET LBA STATUS. */
 import type { BlockExtent } from '../../store/block-store.js';
 import { chain } from '../../store/maybe.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Commands that compare or combine data with the medium: COMPARE AND WRITE, VERIFY, WRITE AND
  * VERIFY, ORWRITE (SBC-4). What must be atomic holds the range alone.

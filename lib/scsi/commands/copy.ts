@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** EXTENDED COPY and RECEIVE COPY RESULTS, with list identifiers of one byte and of four (SPC-4). */
 import type { MaybePromise } from '../../device/data.js';
 import type { ScsiCommand } from '../../device/handler.js';

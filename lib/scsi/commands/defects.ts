@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** READ DEFECT DATA (10) and (12) (SBC-4): a virtual disk has no defects, in whatever format. */
 import { readU16, readU32 } from '../bytes.js';
 import { bits, bytes, type CommandSpec } from '../command-spec.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * FORMAT UNIT and SANITIZE (SBC-4): they go over the whole medium, and report progress by REQUEST SENSE
  * and by the sense data of what they refuse meanwhile.

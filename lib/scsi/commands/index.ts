@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** All commands of a block device, one file a family. A new family is one more line here. */
 import type { CommandSpec } from '../command-spec.js';
 import { capacityCommands } from './capacity.js';

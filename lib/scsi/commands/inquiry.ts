@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** INQUIRY and the vital product data pages (SPC-5, SBC-4). */
 import type { MaybePromise } from '../../device/data.js';
 import { chain } from '../../store/maybe.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * LOG SENSE (SPC-5; SBC-4, log parameters). Counters live as long as the device; none can be set, so LOG
  * SELECT is not there. Where the standard wants a number that a virtual disk does not have, the value that

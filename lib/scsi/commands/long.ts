@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The 32-byte forms: READ, VERIFY, WRITE, WRITE AND VERIFY, WRITE SAME (SBC-4). Their reference and
  * application tags belong to protection information, which this device does not have: they are ignored, and the

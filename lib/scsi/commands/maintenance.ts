@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * MAINTENANCE IN and OUT (SPC-5): what this device can do, told from the command table itself; its target port
  * groups; its clock.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** MODE SENSE and MODE SELECT, (6) and (10) (SPC-5; SBC-4, mode parameters). */
 import type { MaybePromise } from '../../device/data.js';
 import type { ScsiCommand } from '../../device/handler.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * READ (6), (10), (12), (16) and PRE-FETCH (SBC-4). The read path runs for most commands of a busy
  * disk: with a synchronous store it makes one small object and takes no microtask.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Parameter data to the initiator, and parameter lists from it, cut to the lengths that both sides
  * allow.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Commands about the logical unit as such: readiness, start and stop, sense, reported LUNs. */
 import { chain } from '../../store/maybe.js';
 import { readU32, writeU32 } from '../bytes.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * WRITE (6), (10), (12), (16) (SBC-4). As lean as reading: with a synchronous store one small
  * object and no microtask. Every write stays apart from atomic operations on the same blocks.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Carries copies out between the logical units of one process, and remembers how they ended (SPC-4, copy
  * operations). Units of one copy group find each other by their NAA name; a unit without a group knows only

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * EXTENDED COPY parameter lists (SPC-4, EXTENDED COPY(LID1) and EXTENDED COPY(LID4)), taken apart and checked
  * as far as they speak for themselves: which logical units they name, and whether the blocks exist, is the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The demonstration inside the guest: the main job of the package, step by step, with the commands a reader
  * could type. Every step is checked; a step that fails ends it with exit code 1.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Boots user-mode Linux for the demonstration and shows what happens in it as it happens. */
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';

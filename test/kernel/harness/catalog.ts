@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Finds the scenarios: every bundled file of `scenarios/` exports an array of them by default. */
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * LIO's configfs by hand, apart from `tcmu/target`: the harness must be able to build, break and inspect
  * what the package builds. Every step runs in a child process, since the kernel may block it for ever.

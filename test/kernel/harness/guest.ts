@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Runs one scenario inside the guest: `guest.js <scenario name>`. Exit code 0 when it passed; 1 when it threw,
  * took too long, or left something behind. All that helps to understand a failure is printed before.

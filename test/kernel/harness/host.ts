@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Runs scenarios from the host, each in a boot of its own, two boots at a time, and reports one line each.
  *

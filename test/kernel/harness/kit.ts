@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What a scenario works with inside the guest: commands, processes, disks, fio, and the checks that hold at
  * the end of every scenario (nothing in state D, nothing of LIO left behind).

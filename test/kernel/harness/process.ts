@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Child processes of a scenario. Each is logged, lives in a process group of its own, and is killed by that
  * group when the scenario ends; nothing here blocks the harness, whatever state the child is in.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What a scenario is: one boot of a real kernel, one thing that must hold there.
  *

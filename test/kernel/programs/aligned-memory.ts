@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Memory for direct I/O. */
 
 /** Node's types leave WebAssembly to the DOM's. */

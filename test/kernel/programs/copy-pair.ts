@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Two disks in memory, served by one process, that EXTENDED COPY may copy between.
  *

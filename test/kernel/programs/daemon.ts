@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * One process for all devices, as tcmu-runner is: opens what netlink announces, with replies on.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * One of the sequences of test/fidelity on this kernel: `fidelity.js NAME`. Prints `fixture NAME JSON`.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A slow disk in memory: every read and write takes so many milliseconds, or waits until SIGUSR2 opens the gate.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A disk in memory over NBD: `nbd.js SOCKET SIZE`. Prints `ready`; ends on SIGTERM. */
 import { serveNbd } from 'tcmu/sim';
 import { MemoryStore } from 'tcmu/store';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A disk whose handler breaks its contract where it is told to: reading block LBA 8 n of 512 bytes does what
  * `oddities[n]` says. All else works, over a MemoryStore.

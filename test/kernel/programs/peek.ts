@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Reads past the page cache into memory that it knows, and says what is there afterwards, also when the
  * read failed: the device writes into these very pages.

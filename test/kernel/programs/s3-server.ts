@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The S3 server in memory that the example's tests use: `s3-server.js BUCKET`. Prints `ready endpoint=…`; ends on SIGTERM. */
 import { MemoryServer } from '../../../examples/s3/test/support/memory-server.js';
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * `tcmu/target` on a real kernel, one part at a time; needs root in a machine of its own.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The program of docs/iscsi.md, with its second path: serves until SIGTERM, prints `ready`. */
 import { serve } from 'tcmu';
 import { MemoryStore } from 'tcmu/store';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Writes stamped blocks to a disk and remembers each acknowledged one, across whatever happens to the handler.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What is under the file example: full and cut files, failing flushes, block devices, O_DIRECT, an unprivileged server. */
 import assert from 'node:assert/strict';
 import { constants, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';

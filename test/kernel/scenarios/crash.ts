@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A handler is killed without warning: its successor takes the device back, and nothing acknowledged is lost. */
 import assert from 'node:assert/strict';
 import { type Kit, sleep } from '../harness/kit.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The simulated kernel is compared with fixtures; here these are compared with the kernel. */
 import assert from 'node:assert/strict';
 import { compareWithFixture } from '../../fidelity/compare.js';

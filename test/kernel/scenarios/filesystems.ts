@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A file system lives on the file example: made, filled, checked, and found again in the backing file. */
 import assert from 'node:assert/strict';
 import { type Scenario, scenario } from '../harness/scenario.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What was written is what is read: every block carries a checksum and its own offset (fio's crc32c verification). */
 import type { Kit } from '../harness/kit.js';
 import { scenario } from '../harness/scenario.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What the guides tell people to type, typed: their shell lines are read from the guides themselves. */
 import assert from 'node:assert/strict';
 import { readFileSync, writeFileSync } from 'node:fs';

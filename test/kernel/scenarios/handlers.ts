@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Handlers that break their contract, and initiators that give up: one command suffers, nothing else does. */
 import assert from 'node:assert/strict';
 import type { Kit } from '../harness/kit.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The harness itself, without the package under test: the kernel it boots, and another project's handler. */
 import assert from 'node:assert/strict';
 import { scenario } from '../harness/scenario.js';

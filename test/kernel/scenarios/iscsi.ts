@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The file example as an iSCSI target on this machine's loopback network, reached by libiscsi's tools. */
 import assert from 'node:assert/strict';
 import { scenario } from '../harness/scenario.js';

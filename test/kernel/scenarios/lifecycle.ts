@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Devices that go while they are in use, and several that come and go. */
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** One process for many devices, over netlink with replies on. */
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';

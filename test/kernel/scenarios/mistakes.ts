@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Mistakes that other handlers have made in the field: each is looked for here. */
 import assert from 'node:assert/strict';
 import { scenario } from '../harness/scenario.js';

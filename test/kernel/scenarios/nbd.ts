@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The kernel's own NBD client against the server in front of the simulated kernel. */
 import assert from 'node:assert/strict';
 import { scenario } from '../harness/scenario.js';

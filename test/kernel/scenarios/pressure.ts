@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A full ring, a full data area, commands as large as the data area: slower, never wrong, never stuck. */
 import assert from 'node:assert/strict';
 import type { Kit } from '../harness/kit.js';

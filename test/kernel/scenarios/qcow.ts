@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A qcow2 image as a disk: QEMU makes it, we serve it, somebody kills us, QEMU finds all of it. */
 import assert from 'node:assert/strict';
 import { type Kit, sleep } from '../harness/kit.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A disk in a bucket, served by the S3 example's command line over a server in memory inside the guest. */
 import assert from 'node:assert/strict';
 import { join } from 'node:path';

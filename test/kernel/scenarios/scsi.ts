@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The SCSI commands as Linux' own tools send them, over loopback disks: sg3_utils, sdparm, blkdiscard, and what stands
  * on them (XFS, LVM, device-mapper multipath).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The backing file gives space back, keeps its neighbours, and grows while in use. */
 import assert from 'node:assert/strict';
 import { statSync } from 'node:fs';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** `tcmu/target` on a real kernel: one boot a part of the program `target`, which says what each does. */
 import { scenario } from '../harness/scenario.js';
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The store that the guides' tests are about. */
 import { MemoryStore } from 'tcmu/store';
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** `tcmu/target` for the guides' blocks: one backstore's uio device is there, others are made, as files. */
 import { writeFileSync } from 'node:fs';
 

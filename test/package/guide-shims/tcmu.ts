@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** `tcmu` for the guides' blocks: the real one, but `serve` serves over the simulated kernel. */
 import type {
   BlockStore,

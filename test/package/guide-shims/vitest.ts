@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** `vitest` for the guides' blocks, which run outside of it: the few calls they make. */
 import { deepStrictEqual } from 'node:assert';
 

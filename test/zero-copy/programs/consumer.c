@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /*
  * A handler in C on the bare ring: what any program sees of a zero-copy device, and the floor that the
  * benchmark compares handlers in TypeScript with.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A handler that keeps its data at the other end of a socket, as one for an object store does.
  *

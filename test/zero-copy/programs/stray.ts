@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A handler that stores into Data-Out, which with zero copy is the initiator's own memory.
  *

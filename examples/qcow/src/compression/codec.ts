@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** How the data of a compressed cluster is made and undone: one object per compression type. */
 import type { MaybePromise } from 'tcmu';
 

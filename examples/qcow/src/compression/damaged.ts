@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The one error of a codec that can't make sense of its input. */
 import { QcowError } from '../errors.js';
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Compression type 0: a raw deflate stream (RFC 1951) without zlib's header and checksum. QEMU keeps
  * and expects a window of 4 KiB, so that is what is written; any window is read. Runs in the thread pool.

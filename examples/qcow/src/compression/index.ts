@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Compression types as the header numbers them. */
 import { QcowError } from '../errors.js';
 import type { ClusterCodec } from './codec.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Compression type 1: Zstandard frames (RFC 8878).
  *

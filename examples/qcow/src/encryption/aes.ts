@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Encryption method 1, from before LUKS: AES-128 in CBC mode, the key being the first 16 bytes of the
  * passphrase, the vector the sector's number on the virtual disk. Broken by design (no salt, no

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * LUKS's anti-forensic splitter (LUKS on-disk format 1.2.3, 2.4): a key blown up to `stripes` times
  * its size, such that losing any part of that loses the key.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Encryption of guest data, in sectors of 512 bytes, in place. Metadata is never encrypted. */
 export interface DataCipher {
   /**

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Encryption method 2: LUKS version 1 (LUKS on-disk format 1.2.3) in the crypto header's clusters, as
  * QEMU writes it. The master key encrypts the data; each of eight key slots holds it encrypted with a

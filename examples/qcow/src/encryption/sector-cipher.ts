@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Block ciphers over sectors of 512 bytes: AES in XTS (IEEE 1619) or CBC mode, and how the number of a
  * sector becomes its initialization vector (dm-crypt's plain, plain64, essiv).

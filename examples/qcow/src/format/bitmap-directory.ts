@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The bitmaps extension and the directory it points to (specification, "Bitmaps"). */
 import { QcowError } from '../errors.js';
 

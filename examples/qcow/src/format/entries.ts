@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Entries of L1 and L2 tables and of the refcount table, as two big-endian 32-bit halves: faster than
  * 64-bit integers, and enough, since no host file is larger than 2^53 bytes (qcow2 specification,

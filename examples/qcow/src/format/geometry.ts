@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What follows from the header's fields and never changes while an image is open. */
 import { type Header, hasFeature, Incompatible } from './header.js';
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The image header: the fixed fields, the header extensions behind them, and the backing file's name,
  * all in the first cluster (qcow2 specification, "Header", "Header extensions").

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The snapshot table: entries of variable length, one behind the other (specification, "Snapshots"). */
 import { QcowError } from '../errors.js';
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A host file on disk, over the package's BackingFile: data goes between a command's memory and the
  * file without a copy in JavaScript. What the file system can't do (holes, zeroing) is done by

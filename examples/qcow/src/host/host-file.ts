@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The file under an image, reduced to what the format needs. Every layer above reads and writes
  * through this interface, so that tests can record, cut and reorder what reaches the file.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A host file in memory: for tests, and for looking at images that are not on a disk. */
 import type { DataIn, DataOut } from 'tcmu';
 import type { HostFile } from './host-file.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Everything that reached the files of a store, in order, so that a test can ask: what could be on the
  * device if the power failed here?

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What a disk was told and has answered, and from that what each of its sectors may hold after a crash:
  * what was flushed, or something newer that was written there. Each write fills its sectors with a stamp

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A host file that tells of every change and flush as it is issued and as it settles. With `turns` it
  * also answers late and out of order, as a disk under load does.

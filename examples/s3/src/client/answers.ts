@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What S3's XML says: pages of listings, refusals, and what became of a batch of deletions.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Who signs: explicit keys, or what the AWS SDK's own chain finds (environment, shared config and credentials files with profiles,
  * assumed roles, SSO and processes named there, web identity, container and instance metadata).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What an answer's status and S3's error code mean for the caller (Amazon S3 API reference, "Error responses"), and what to do about it. */
 import type { FailureKind } from '../object-store.js';
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Reaching a bucket: everything that environment, shared config files and options say about it, put together into an `ObjectStore`.
  *

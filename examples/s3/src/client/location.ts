@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Where a bucket is: from `s3://bucket/prefix`, an endpoint and a region to the host and path that requests name.
  *

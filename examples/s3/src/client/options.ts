@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** How a bucket is reached, as options of a program and as its command line says them. */
 import type { Environment } from './proxy.js';
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * An `ObjectStore` over the S3 protocol.
  *

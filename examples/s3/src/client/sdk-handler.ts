@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * How the credentials' chain reaches services that give out credentials (STS, SSO): over our own transport, so that
  * proxies and certificate authorities hold for them too. Metadata services of host and container are asked by the chain itself, directly.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Signature Version 4 of the SDK's own package, over Node's hashes: the headers of one request.
  *

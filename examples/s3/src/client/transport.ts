@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * HTTP exchanges with one server: a bounded pool of kept-alive connections, buffers in, one buffer out.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What is done to whole disks: create, clone, delete, check. */
 import { randomBytes } from 'node:crypto';
 import { ArgumentError } from 'tcmu';

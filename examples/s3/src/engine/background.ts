@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Work that nobody waits for (moving the log into chunks, deleting) makes way for those who do.
  *

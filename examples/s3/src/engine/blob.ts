@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The container of everything but the small JSON records: a header, a table, frames.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Buffers that are used again. Memory for data comes and goes by the hundred MiB a second; left to the garbage collector
  * it would be counted only now and then, and each time anew be fetched from the kernel.

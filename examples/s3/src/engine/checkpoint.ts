@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Moves the oldest part of the log into chunks and lets the log begin later.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Where the chunks are: a manifest names leaves, a leaf names the 256 chunks after each other that it
  * covers. Both are immutable. Leaves are loaded when needed and dropped again, so memory is bounded

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Client-side encryption: AES-256-GCM under a key of each object's own.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The CRC-32 of two pieces together, from the CRC-32 of each: no byte is read again.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A disk's contents as of a point of its log: chunks below, the log's index above. It reads; whoever
  * appends to the log, follows it or replaces the chunks tells it.

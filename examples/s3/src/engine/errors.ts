@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What can be wrong with a disk in a bucket, as opposed to with one request (`ObjectStoreError`). */
 import { TcmuError, type TcmuErrorDetails } from 'tcmu';
 

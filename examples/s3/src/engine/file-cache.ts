@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Frames in a local file, as they are in the bucket (compressed, encrypted), so that it tells no more than
  * the bucket does and survives restarts. It may lose anything at any time: what is read is what the

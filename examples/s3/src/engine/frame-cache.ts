@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Frames in memory, least recently used first out. Keys are numbers: a chunk's frame by its place on the
  * disk, a segment's by its slot (negative). Whoever replaces a chunk drops its frames. What else takes of the same

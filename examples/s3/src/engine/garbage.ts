@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What no manifest that counts, and no pin, needs any more.
  *

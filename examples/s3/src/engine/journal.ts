@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Local files that hold what the bucket doesn't have yet.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Which bytes of the disk are in the log, and where: the newest version of every block that was written
  * since it was last put into a chunk. Runs of blocks, sorted, by chunk; what is not here is as the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Walks the log from a slot on: headers and lists of changes, not the data. What exists is listed first
  * and fetched ahead, in parallel; what comes into being meanwhile is found slot by slot.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The end of the log that is being written: the open segment, the sealed ones on their way to the bucket,
  * and those that are there already and still in memory.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Names of a disk's objects. Numbers are hexadecimal with leading zeros, so that the order of names is
  * theirs. Every object is created once, under a condition, and never overwritten.

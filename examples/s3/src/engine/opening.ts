@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * From the bucket to a disk's state: the newest manifest that the log has declared valid, and the log
  * after it. And the claim, which makes us the one writer.

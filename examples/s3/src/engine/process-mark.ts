@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Who a process of this host is, so that a later one can tell that it is gone: boot, PID namespace, PID and start time. A
  * PID that is used again has another start time; another boot or namespace can't be looked into, so nothing

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * The small objects: a disk's identity, its wrapped keys, its pins. JSON, one line, then its CRC-32 in
  * hexadecimal.

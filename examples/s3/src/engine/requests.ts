@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Requests that are tried again: full-jitter backoff (each wait is drawn from 0 to a bound that doubles),
  * as long as somebody is patient. What can't get better by waiting is thrown at once. One log line says

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What is remembered of a segment in the bucket, to read its data a frame at a time. */
 import type { BlobHeader, FrameTable } from './blob.js';
 

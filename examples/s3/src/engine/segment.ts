@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A log segment: a list of changes in the order in which they were made, and the data of the writes among
  * them, one after the other. Frame 0 of its object is the list, the others are the data.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Snapshots and clones of a disk that somebody else may be writing: only pins are made.
  *

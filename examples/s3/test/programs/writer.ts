@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Opens a disk in a process of its own and writes a history to it until it fails or is killed.
  *

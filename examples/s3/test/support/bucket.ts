@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Buckets made and removed: what the example itself never does. */
 import { createHash } from 'node:crypto';
 import { FixedCredentials } from '../../src/client/credentials.js';

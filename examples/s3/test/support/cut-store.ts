@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * An object store whose user dies: up to some request all is well, then nothing is ever answered again.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** What the tests of the disk share: small disks, a clock without waiting, a model. */
 import type { UnmapContext, WriteContext } from 'tcmu';
 import { MemoryDataIn, MemoryDataOut } from 'tcmu/store';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Writes a history to a disk as a busy initiator does: the next step is begun when the last was acknowledged, flushes run beside.
  *

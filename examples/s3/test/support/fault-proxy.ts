@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A proxy between a client and an S3 server that misbehaves on demand, the way networks and servers do.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Starts radosgw once for a whole test run, where Debian's packages for it are installed. */
 import type { TestProject } from 'vitest/node';
 import { missingPrograms, startRadosgw } from './radosgw.js';

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * Programs that do not outlive the process that started them, however that ends: the kernel sends them a signal
  * (prctl PR_SET_PDEATHSIG, by util-linux' setpriv, which every Debian has).

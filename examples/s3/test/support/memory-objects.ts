@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A bucket in this process, with true conditional writes, and clients of it that can be killed: a killed
  * client's requests under way are carried out or not, as chance (seeded) says, and nobody is told.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * An S3 server in memory for unit tests: the part of the protocol that the example uses, with conditional writes that are truly
  * atomic.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * What a disk must hold after a crash: the state after the first P of the writes, for some P that is no less than what was
  * flushed.

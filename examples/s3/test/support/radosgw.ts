@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /**
  * A real S3 server for tests and benchmarks: Ceph's radosgw over one monitor and one OSD that keeps its objects in memory.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** Numbers in [0, 1) that follow from `seed` (the mulberry32 generator). */
 export function randomNumbers(seed: number): () => number {
   let state = seed >>> 0;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** The servers that tests run against, behind one shape: each test has a bucket of its own in one of them. */
 import { inject } from 'vitest';
 import { type ConnectOptions, connect } from '../../src/client/index.js';

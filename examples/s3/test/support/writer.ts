@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /** A program of test/programs as a child process: what it said, and its end. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdirSync } from 'node:fs';

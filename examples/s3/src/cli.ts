@@ -10,16 +10,9 @@ import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { TcmuError } from 'tcmu';
 import type { StoreFailure } from 'tcmu/scsi';
-import { formatSize, MemoryDataOut } from 'tcmu/store';
+import { formatSize } from 'tcmu/store';
 import { connect, parseLocation } from './client/index.js';
-import {
-  checkDisk,
-  cloneDisk,
-  copyTail,
-  createDisk,
-  deleteDisk,
-  readingParts,
-} from './engine/admin.js';
+import { checkDisk, cloneDisk, createDisk, deleteDisk, readingParts } from './engine/admin.js';
 import { DiskError, Gone } from './engine/errors.js';
 import { type SweepResult, sweep } from './engine/garbage.js';
 import { loadState } from './engine/opening.js';
@@ -208,23 +201,14 @@ const commands: Record<
     return commands.gc(place, options);
   },
 
-  async clone({ store, requests, prefix }, options) {
+  async clone({ requests, prefix }, options) {
     const { key, argument, snapshot } = options;
     const source = parseLocation(options.place);
     const target = parseLocation(argument);
     if (source.bucket !== target.bucket) {
       throw new UsageError('a clone uses its origin’s objects: it must be in the same bucket');
     }
-    const { record, tail } = await cloneDisk(requests, prefix, snapshot, target.prefix, key);
-    const clone = await S3Disk.open(store, target.prefix, { key, onLog: tell });
-    const context = { fua: false, signal: new AbortController().signal };
-    await copyTail(tail, {
-      write: async (position, data) => {
-        await clone.write(position, new MemoryDataOut(data), context);
-      },
-      unmap: (position, length) => clone.unmap(position, length),
-    });
-    await clone.close();
+    const record = await cloneDisk(requests, prefix, snapshot, target.prefix, key);
     say(`cloned to ${argument}`, record);
     return 0;
   },

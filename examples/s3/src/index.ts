@@ -6,7 +6,6 @@ export {
   type CreateOptions,
   checkDisk,
   cloneDisk,
-  copyTail,
   createDisk,
   deleteDisk,
   readingParts,

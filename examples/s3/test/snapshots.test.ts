@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Snapshots while writing, clones, collection: what a pin names stays, and the rest goes. */
 import { describe, expect, it } from 'vitest';
-import { checkDisk, cloneDisk, copyTail, deleteDisk, readingParts } from '../src/engine/admin.js';
+import { checkDisk, cloneDisk, createDisk, deleteDisk, readingParts } from '../src/engine/admin.js';
 import { sweep } from '../src/engine/garbage.js';
 import { loadState } from '../src/engine/opening.js';
 import { listPins } from '../src/engine/records.js';
 import { deleteSnapshot, pinNow } from '../src/engine/snapshots.js';
 import type { ObjectStore } from '../src/object-store.js';
 import { S3Disk } from '../src/s3-disk.js';
+import { CutStore } from './support/cut-store.js';
 import {
   causeOf,
   create,
@@ -36,15 +37,8 @@ async function randomWrites(disk: S3Disk, model: Buffer, random: () => number, c
 }
 
 async function clone(objects: ObjectStore, target: string, snapshot?: string): Promise<S3Disk> {
-  const requests = requestsOf(objects);
-  const { tail } = await cloneDisk(requests, PREFIX, snapshot, target, undefined);
-  const disk = await S3Disk.open(objects, target, SMALL);
-  await copyTail(tail, {
-    write: (position, data) => write(disk, position, data),
-    unmap: (position, length) => disk.unmap(position, length),
-  });
-  await disk.flush();
-  return disk;
+  await cloneDisk(requestsOf(objects), PREFIX, snapshot, target, undefined);
+  return S3Disk.open(objects, target, SMALL);
 }
 
 async function problems(objects: ObjectStore, prefix = PREFIX): Promise<string[]> {
@@ -184,12 +178,8 @@ describe('a clone', () => {
     await first.close();
     // The clone of a clone uses the objects of both.
     const requests = requestsOf(bucket.connect());
-    const { tail } = await cloneDisk(requests, 'disks/first', undefined, 'disks/second', undefined);
+    await cloneDisk(requests, 'disks/first', undefined, 'disks/second', undefined);
     const second = await S3Disk.open(bucket.connect(), 'disks/second', SMALL);
-    await copyTail(tail, {
-      write: (position, data) => write(second, position, data),
-      unmap: (position, length) => second.unmap(position, length),
-    });
     expect((await readAll(second)).equals(ofFirst)).toBe(true);
     await randomWrites(second, Buffer.from(ofFirst), random, 60);
     await second.checkpoint();
@@ -214,6 +204,84 @@ describe('a clone', () => {
     await disk.close();
     await deleteDisk(requests, PREFIX, false);
     expect(bucket.keys()).toEqual([]);
+  });
+
+  it.each([
+    ['of a snapshot', 'base', undefined],
+    ['of an encrypted disk', undefined, () => Buffer.alloc(32, 7)],
+  ])('%s that is cut at any request is whole, or not there', async (_, snapshot, key) => {
+    const random = randomNumbers(5);
+    const origin = new MemoryBucket();
+    await create(origin.connect(), { key });
+    const first = await open(origin.connect(), { key });
+    const model = Buffer.alloc(MiB);
+    await randomWrites(first, model, random, 40);
+    await first.checkpoint();
+    await randomWrites(first, model, random, 10);
+    await first.unmap(512 * KiB, 64 * KiB);
+    model.fill(0, 512 * KiB, 576 * KiB);
+    await first.snapshot('base');
+    if (snapshot === undefined) await deleteSnapshot(requestsOf(origin.connect()), PREFIX, 'base');
+    await first.close();
+    const target = 'disks/first';
+    const outcomes = new Map<unknown, number>();
+    const cut = async (after: number, arrives: boolean): Promise<boolean> => {
+      const bucket = new MemoryBucket();
+      for (const [name, stored] of origin.objects) bucket.objects.set(name, stored);
+      const objects = bucket.connect();
+      const requests = requestsOf(objects);
+      const cloneAgain = () => cloneDisk(requests, PREFIX, snapshot, target, key);
+      let died = (): void => {};
+      const death = new Promise<void>((resolve) => {
+        died = resolve;
+      });
+      const store = new CutStore(objects, after, () => (arrives ? 1 : 0), died);
+      await Promise.race([death, cloneDisk(requestsOf(store), PREFIX, snapshot, target, key)]);
+      await store.settled();
+      // The origin goes on, and collects what it takes for garbage.
+      const disk = await open(objects, { key });
+      const later = Buffer.from(model);
+      await randomWrites(disk, later, random, 20);
+      await disk.checkpoint();
+      await disk.collect();
+      let outcome: unknown = 'whole';
+      try {
+        const found = await S3Disk.open(objects, target, { ...SMALL, key });
+        expect((await readAll(found)).equals(model)).toBe(true);
+        await found.close();
+        expect(await causeOf(cloneAgain)).toBe('ERR_TCMU_S3_EXISTS');
+      } catch (error) {
+        outcome = (error as { code?: unknown }).code;
+        if (outcome !== 'ERR_TCMU_S3_UNFINISHED' && outcome !== 'ERR_TCMU_S3_NOT_A_DISK')
+          throw error;
+      }
+      outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1);
+      if (outcome === 'ERR_TCMU_S3_UNFINISHED') {
+        expect(await causeOf(cloneAgain)).toBe(outcome);
+        expect(await causeOf(() => createDisk(requests, target, { size: MiB }))).toBe(outcome);
+      }
+      if (outcome !== 'ERR_TCMU_S3_NOT_A_DISK') await deleteDisk(requests, target, false);
+      expect(bucket.keys(`${target}/`)).toEqual([]);
+      expect(bucket.keys(`${PREFIX}/p/`)).toEqual(origin.keys(`${PREFIX}/p/`));
+      await cloneAgain();
+      const again = await S3Disk.open(objects, target, { ...SMALL, key });
+      expect((await readAll(again)).equals(snapshot === undefined ? later : model)).toBe(true);
+      await again.close();
+      await deleteDisk(requests, target, false);
+      if (snapshot !== undefined) await deleteSnapshot(requests, PREFIX, snapshot);
+      await disk.collect();
+      expect((await readAll(disk)).equals(later)).toBe(true);
+      await disk.close();
+      const checked = await checkDisk(await readingParts(requests, PREFIX, key));
+      expect([checked.problems, checked.unused]).toEqual([[], 0]);
+      return store.dead;
+    };
+    for (let after = 0; await cut(after, false); after++) await cut(after, true);
+    expect([...outcomes.keys()].sort()).toEqual([
+      'ERR_TCMU_S3_NOT_A_DISK',
+      'ERR_TCMU_S3_UNFINISHED',
+      'whole',
+    ]);
   });
 });
 

@@ -11,14 +11,32 @@ import { Keyring } from './cipher.js';
 import { DiskError, Gone } from './errors.js';
 import { FrameCache } from './frame-cache.js';
 import { RUN } from './log-index.js';
-import { chunkName, diskName, leafName, manifestName, pinName, segmentName } from './names.js';
-import { type DiskState, loadPinned, loadState, NO_WRITER, type OpeningParts } from './opening.js';
+import { LogWriter } from './log-writer.js';
 import {
+  chunkName,
+  cloneName,
+  diskName,
+  leafName,
+  manifestName,
+  pinName,
+  segmentName,
+} from './names.js';
+import {
+  claim,
+  type DiskState,
+  loadPinned,
+  loadState,
+  NO_WRITER,
+  type OpeningParts,
+} from './opening.js';
+import {
+  type CloneNote,
   type DiskRecord,
   encodeJson,
   FORMAT,
   type KeySource,
   listPins,
+  loadCloneNote,
   loadDisk,
   loadKeyring,
   loadPin,
@@ -26,12 +44,16 @@ import {
   type Pin,
   saveKeyring,
   savePin,
+  unfinished,
 } from './records.js';
 import type { Requests } from './requests.js';
-import { pinNow } from './snapshots.js';
+import { type PinPurpose, pinNow } from './snapshots.js';
 
 const MiB = 1024 * 1024;
 const KiB = 1024;
+/** Bytes of a segment of a clone's first log, and milliseconds it waits for a bucket that doesn't answer. */
+const TAIL_SEGMENT = 4 * MiB;
+const TAIL_PATIENCE_MS = 25_000;
 
 export interface CreateOptions {
   /** Bytes: a multiple of the block size, from 1 MiB on. */
@@ -75,7 +97,7 @@ function checkCreate(options: CreateOptions): Required<Omit<CreateOptions, 'key'
 
 /**
  * Creates an empty disk. The record `disk` comes last: until then there is none.
- * @throws ArgumentError; DiskError `exists`
+ * @throws ArgumentError; DiskError `exists`, `unfinished`
  */
 export async function createDisk(
   requests: Requests,
@@ -105,13 +127,18 @@ function exists(requests: Requests, prefix: string): DiskError {
 }
 
 async function assertFree(requests: Requests, prefix: string): Promise<void> {
+  if (await isThere(requests, `${prefix}/${diskName}`)) throw exists(requests, prefix);
+  if (await isThere(requests, `${prefix}/${cloneName}`)) throw unfinished(requests, prefix);
+}
+
+async function isThere(requests: Requests, key: string): Promise<boolean> {
   try {
-    await requests.head(`${prefix}/${diskName}`);
+    await requests.head(key);
+    return true;
   } catch (error) {
-    if (failureKind(error) === 'not-found') return;
+    if (failureKind(error) === 'not-found') return false;
     throw error;
   }
-  throw exists(requests, prefix);
 }
 
 /** Behind whatever a creation that failed has left. */
@@ -143,9 +170,18 @@ export async function readingParts(
 ): Promise<OpeningParts> {
   const disk = await loadDisk(requests, prefix);
   const keyring = await loadKeyring(requests, prefix, disk, key);
+  return readingPartsOf(requests, prefix, disk, new BlobCodec(disk.id, disk.compression, keyring));
+}
+
+function readingPartsOf(
+  requests: Requests,
+  prefix: string,
+  disk: DiskRecord,
+  codec: BlobCodec,
+): OpeningParts {
   return {
     requests,
-    codec: new BlobCodec(disk.id, disk.compression, keyring),
+    codec,
     prefix,
     disk,
     cache: new FrameCache(16 * MiB, disk.frameSize),
@@ -156,15 +192,13 @@ export async function readingParts(
   };
 }
 
-export interface CloneResult {
-  readonly record: DiskRecord;
-  /** What of the source's log has to be written to the clone, to be as the source was. */
-  readonly tail: DiskState;
-}
-
 /**
  * A writable disk that begins as a snapshot (or the present state) of another one, whose chunks it uses.
- * @throws DiskError `exists`, `not-a-disk`, `in-use`
+ *
+ * First a note takes the name and says which pin will keep the origin's objects, then comes the pin, then all
+ * that the clone is made of, and its record `disk` last: broken off anywhere, there is a whole clone, or one
+ * that nobody can open, whose deletion takes the pin along.
+ * @throws DiskError `exists`, `unfinished`, `not-a-disk`, `in-use`, `unreachable`
  */
 export async function cloneDisk(
   requests: Requests,
@@ -172,24 +206,22 @@ export async function cloneDisk(
   snapshot: string | undefined,
   target: string,
   key: KeySource | undefined,
-): Promise<CloneResult> {
-  await assertFree(requests, target);
+): Promise<DiskRecord> {
   const parts = await readingParts(requests, source, key);
+  if (snapshot !== undefined) await loadPin(requests, source, snapshot);
+  await assertFree(requests, target);
   const id = randomBytes(16).toString('hex');
-  const purpose = { name: `clone-${id}`, kind: 'clone', clone: target } as const;
+  const origin = { prefix: source, pin: `clone-${id}` };
+  if (!(await requests.claim(`${target}/${cloneName}`, [encodeJson({ id, origin })]))) {
+    throw unfinished(requests, target);
+  }
   let pin: Pin;
-  if (snapshot === undefined) pin = await pinNow(parts, purpose);
-  else {
-    const from = await loadPin(requests, source, snapshot);
-    pin = { ...from, ...purpose };
-    await savePin(requests, source, pin);
-    try {
-      // It may have been deleted, and collected, just before ours was there.
-      await loadPin(requests, source, snapshot);
-    } catch (error) {
-      await requests.delete([`${source}/${pinName(pin.name)}`]);
-      throw error;
-    }
+  try {
+    pin = await placeClonePin(parts, snapshot, { name: origin.pin, kind: 'clone', clone: target });
+  } catch (error) {
+    // Where that fails too, the note stays: it is what finds the pin.
+    await giveUp(requests, target, { id, origin }).catch(() => {});
+    throw error;
   }
   const tail = await loadPinned(parts, pin);
   const initial = randomBytes(4).readUInt32LE();
@@ -204,7 +236,7 @@ export async function cloneDisk(
     encrypted: disk.encrypted,
     size: tail.image.size,
     initial,
-    origin: { prefix: source, pin: pin.name },
+    origin,
     created: new Date().toISOString(),
   };
   const keyring = parts.codec.keyring?.extended();
@@ -232,38 +264,92 @@ export async function cloneDisk(
     encodeManifest(manifest),
   ]);
   await requests.create(`${target}/${manifestName(0, initial)}`, blob.parts);
+  await copyTail(tail, readingPartsOf(requests, target, record, codec));
+  // Deleted meanwhile, it must not come back without its objects.
+  if ((await loadCloneNote(requests, target))?.id !== id) {
+    throw new DiskError('in-use', `${target}: the clone was deleted while it was being made`);
+  }
   await placeRecord(requests, target, record);
-  return { record, tail };
+  return record;
 }
 
-/** What `copyTail` writes to. */
-export interface TailTarget {
-  write(position: number, data: Uint8Array): Promise<void>;
-  unmap(position: number, length: number): Promise<void>;
+async function giveUp(requests: Requests, target: string, note: CloneNote): Promise<void> {
+  await requests.delete([`${note.origin.prefix}/${pinName(note.origin.pin)}`]);
+  if ((await loadCloneNote(requests, target))?.id !== note.id) return;
+  await requests.delete([`${target}/${cloneName}`]);
 }
 
-/** Everything that is in a disk's log, in the order of the disk. */
-export async function copyTail({ image }: DiskState, target: TailTarget): Promise<void> {
+async function placeClonePin(
+  parts: OpeningParts,
+  snapshot: string | undefined,
+  purpose: PinPurpose,
+): Promise<Pin> {
+  const { requests, prefix } = parts;
+  if (snapshot === undefined) return pinNow(parts, purpose);
+  const pin = { ...(await loadPin(requests, prefix, snapshot)), ...purpose };
+  await savePin(requests, prefix, pin);
+  try {
+    // It may have been deleted, and collected, just before ours was there.
+    await loadPin(requests, prefix, snapshot);
+  } catch (error) {
+    await requests.delete([`${prefix}/${pinName(pin.name)}`]);
+    throw error;
+  }
+  return pin;
+}
+
+/** What is in the origin's log becomes the clone's log, in the order of the disk. */
+async function copyTail({ image }: DiskState, target: OpeningParts): Promise<void> {
   const { blockSize, chunkSize } = image.geometry;
+  const { requests, codec, prefix, disk } = target;
+  const writer = randomBytes(8).toString('hex');
+  // Nobody can open it yet: there are no rivals, and no lease to wait for.
+  const { slot, epoch } = await claim(target, writer, { length: 0, isOver: () => true }, true);
+  const log = new LogWriter(
+    requests,
+    codec,
+    slot,
+    {
+      prefix,
+      epoch,
+      writer,
+      blockSize,
+      frameSize: disk.frameSize,
+      segmentSize: TAIL_SEGMENT,
+      dirtyLimit: 4 * TAIL_SEGMENT,
+      residentLimit: 0,
+      uploads: 4,
+      patience: TAIL_PATIENCE_MS,
+      conditional: true,
+      lease: 0,
+    },
+    { durable: () => {}, failed: () => {} },
+  );
   for (const chunk of [...image.index.indexes()].sort((a, b) => a - b)) {
-    const runs = [...(image.index.of(chunk) ?? [])];
+    const runs = image.index.of(chunk) ?? [];
     for (let i = 0; i < runs.length; i += RUN) {
       const position = chunk * chunkSize + (runs[i] as number) * blockSize;
-      const length = (runs[i + 1] as number) * blockSize;
+      const end = position + (runs[i + 1] as number) * blockSize;
       // What was cut off is in the log, but not in the disk.
       if (position >= image.size) continue;
-      if ((runs[i + 3] as number) < 0) await target.unmap(position, length);
-      else {
-        const data = new MemoryDataIn(Buffer.allocUnsafe(length));
-        await image.read(position, data);
-        await target.write(position, data.bytes);
+      if ((runs[i + 3] as number) < 0) {
+        if (!log.room(0)) await log.makeRoom(0);
+        log.zero(position / blockSize, (end - position) / blockSize);
+        continue;
+      }
+      for (let at = position; at < end; at += TAIL_SEGMENT) {
+        const data = new MemoryDataIn(Buffer.allocUnsafe(Math.min(end - at, TAIL_SEGMENT)));
+        await image.read(at, data);
+        if (!log.room(data.length)) await log.makeRoom(data.length);
+        log.append(at / blockSize, data.bytes);
       }
     }
   }
+  await log.drain(TAIL_PATIENCE_MS);
 }
 
 /**
- * Deletes a disk with its snapshots.
+ * Deletes a disk with its snapshots, or what is there of a clone that was broken off.
  * @param force also when clones need it (they are damaged then), or when it is half there
  * @throws DiskError `in-use`, `not-a-disk`
  */
@@ -272,11 +358,13 @@ export async function deleteDisk(
   prefix: string,
   force: boolean,
 ): Promise<number> {
-  let record: DiskRecord | undefined;
+  let record: Pick<DiskRecord, 'origin'> | undefined;
   try {
     record = await loadDisk(requests, prefix);
   } catch (error) {
-    if (!force || !(error instanceof DiskError)) throw error;
+    if (!(error instanceof DiskError)) throw error;
+    if (error.failure === 'unfinished') record = await loadCloneNote(requests, prefix);
+    else if (!force) throw error;
   }
   if (!force) {
     const clone = (await listPins(requests, prefix)).find(({ kind }) => kind === 'clone');
@@ -288,13 +376,16 @@ export async function deleteDisk(
     }
   }
   const keys = (await requests.list(`${prefix}/`)).map(({ key }) => key);
+  // Without its record it is no disk: a deletion that is interrupted leaves nothing that opens, and of a clone the
+  // note that names its pin.
   const first = `${prefix}/${diskName}`;
-  // Without its record it is no disk: a deletion that is interrupted leaves nothing that opens.
+  const last = `${prefix}/${cloneName}`;
   await requests.delete([first]);
-  await requests.delete(keys.filter((key) => key !== first));
+  await requests.delete(keys.filter((key) => key !== first && key !== last));
   if (record?.origin !== undefined) {
     await requests.delete([`${record.origin.prefix}/${pinName(record.origin.pin)}`]);
   }
+  await requests.delete([last]);
   return keys.length;
 }
 

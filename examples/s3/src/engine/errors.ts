@@ -4,6 +4,7 @@ import { TcmuError, type TcmuErrorDetails } from 'tcmu';
 
 /**
  * - `exists`, `not-a-disk`: the prefix holds a disk already, or none
+ * - `unfinished`: a clone whose making, or deletion, is under way or was broken off
  * - `format`: written by a newer version, or not by this program
  * - `fenced`: another writer has opened the disk; this one writes no more, ever
  * - `no-fencing`: the store ignores conditional writes
@@ -19,6 +20,7 @@ import { TcmuError, type TcmuErrorDetails } from 'tcmu';
 export type DiskFailure =
   | 'exists'
   | 'not-a-disk'
+  | 'unfinished'
   | 'format'
   | 'fenced'
   | 'no-fencing'

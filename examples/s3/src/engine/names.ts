@@ -6,6 +6,7 @@
  * | name                     | what                                                              |
  * | ------------------------ | ----------------------------------------------------------------- |
  * | `disk`                   | identity: id, block, frame and chunk sizes, compression           |
+ * | `clone`                  | of a clone: its pin; there before anything else, and until after it |
  * | `keys/<n>`               | wrapped data keys; the highest number counts                      |
  * | `s/<slot>`               | log segments, claims and fences                                   |
  * | `c/<chunk>.<n>.<epoch>`  | a chunk as of checkpoint n                                        |
@@ -18,6 +19,7 @@ const hex = (value: number, digits: number): string => value.toString(16).padSta
 const version = (n: number, epoch: number): string => `${hex(n, 10)}.${hex(epoch, 8)}`;
 
 export const diskName = 'disk';
+export const cloneName = 'clone';
 export const segmentName = (slot: number): string => `s/${hex(slot, 14)}`;
 export const chunkName = (chunk: number, n: number, epoch: number): string =>
   `c/${hex(chunk, 12)}.${version(n, epoch)}`;

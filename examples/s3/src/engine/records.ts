@@ -8,7 +8,7 @@ import { failureKind } from '../object-store.js';
 import type { Compression } from './blob.js';
 import { Keyring, type WrappedKey } from './cipher.js';
 import { DiskError, damaged } from './errors.js';
-import { diskName, isPinName, keyringName, pinName } from './names.js';
+import { cloneName, diskName, isPinName, keyringName, pinName } from './names.js';
 import type { Requests } from './requests.js';
 
 export const FORMAT = 1;
@@ -65,7 +65,36 @@ export function decodeJson<T>(key: string, body: Buffer): T {
   return JSON.parse(text) as T;
 }
 
-/** @throws DiskError `not-a-disk`, `format` */
+/** Of a clone, from before it is made until after it is deleted: what finds its pin. */
+export interface CloneNote {
+  /** Of the clone. */
+  readonly id: string;
+  readonly origin: { readonly prefix: string; readonly pin: string };
+}
+
+/** @returns undefined when there is none */
+export async function loadCloneNote(
+  requests: Requests,
+  prefix: string,
+): Promise<CloneNote | undefined> {
+  const key = `${prefix}/${cloneName}`;
+  try {
+    return decodeJson<CloneNote>(key, (await requests.get(key)).body);
+  } catch (error) {
+    if (failureKind(error) === 'not-found') return undefined;
+    throw error;
+  }
+}
+
+export function unfinished(requests: Requests, prefix: string): DiskError {
+  return new DiskError(
+    'unfinished',
+    `${requests.objects.description}/${prefix}: a clone that is being made, or whose making or deletion was broken off; if nobody is at it, delete it (\`tcmu-s3 delete\`), and clone again`,
+    { operation: 'open', path: `${prefix}/${cloneName}` },
+  );
+}
+
+/** @throws DiskError `not-a-disk`, `unfinished`, `format` */
 export async function loadDisk(requests: Requests, prefix: string): Promise<DiskRecord> {
   const key = `${prefix}/${diskName}`;
   let body: Buffer;
@@ -73,6 +102,7 @@ export async function loadDisk(requests: Requests, prefix: string): Promise<Disk
     ({ body } = await requests.get(key));
   } catch (error) {
     if (failureKind(error) !== 'not-found') throw error;
+    if ((await loadCloneNote(requests, prefix)) !== undefined) throw unfinished(requests, prefix);
     throw new DiskError(
       'not-a-disk',
       `${requests.objects.description}/${prefix}: there is no disk; create one (\`tcmu-s3 create\`) or check the name`,

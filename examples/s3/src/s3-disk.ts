@@ -40,6 +40,7 @@ import { FrameCache } from './engine/frame-cache.js';
 import { collectSuperseded, type SweepResult, sweep } from './engine/garbage.js';
 import { Journal } from './engine/journal.js';
 import { waitFor } from './engine/lease.js';
+import { CHUNK_COST, RUN_COST } from './engine/log-index.js';
 import { LogWriter } from './engine/log-writer.js';
 import { pinName } from './engine/names.js';
 import {
@@ -75,6 +76,8 @@ import { failureKind, type ObjectStore } from './object-store.js';
 const MiB = 1024 * 1024;
 /** For how long a closed disk tries to say that it is closed. */
 const RELEASE_PATIENCE_MS = 5000;
+/** A segment has about this part of what the log's index may take, when it is all discards. */
+const INDEX_PIECES = 8;
 
 export interface OpenOptions {
   /**
@@ -105,6 +108,11 @@ export interface OpenOptions {
   logLimit?: number | undefined;
   /** Segments of log from which on it is moved. Default 4096. */
   segmentLimit?: number | undefined;
+  /**
+   * Bytes of memory of the log's index (130 a chunk that is in the log, also as discarded, and 32 a run of blocks) from
+   * which on the log is moved; at twice that, changes wait. Default 32 MiB.
+   */
+  indexLimit?: number | undefined;
   /** Uploads of segments at a time, 1 to 16. Default 8. */
   uploads?: number | undefined;
   /** Milliseconds after which, twice that at most, what is written goes to the bucket without a flush. Default 2000. */
@@ -165,6 +173,8 @@ export interface DiskStatistics extends RequestCounters {
   mapBytes: number;
   logBytesInMemory: number;
   logRuns: number;
+  /** Bytes of memory of the log's index. */
+  indexBytes: number;
   /** Bytes acknowledged and not in the bucket. */
   dirtyBytes: number;
   /** Bytes and segments of log in the bucket. */
@@ -207,6 +217,8 @@ export class S3Disk implements BlockStore {
   /** Checkpoints that somebody waits for. */
   #wanted = 0;
   #logBytes = 0;
+  /** Bytes of the index when a segment was last sealed for its sake. */
+  #indexSealed = 0;
   #closed = false;
   #counts = {
     reads: 0,
@@ -410,6 +422,7 @@ export class S3Disk implements BlockStore {
         lease: state.lease,
         logLimit: this.#logLimit,
         segmentLimit: this.#segmentLimit,
+        indexLimit: this.#indexLimit,
         segmentSize,
         loadLimit: Math.max(16 * MiB, Math.min(64 * MiB, (options.cacheSize ?? 64 * MiB) / 4)),
       },
@@ -424,6 +437,10 @@ export class S3Disk implements BlockStore {
 
   get #segmentLimit(): number {
     return this.#options.segmentLimit ?? 4096;
+  }
+
+  get #indexLimit(): number {
+    return this.#options.indexLimit ?? 32 * MiB;
   }
 
   /** Bytes that are the cache's, and in other use. */
@@ -501,15 +518,21 @@ export class S3Disk implements BlockStore {
   #logFull(times: number): boolean {
     return (
       this.#logBytes > this.#logLimit * times ||
-      this.#image.segments.size > this.#segmentLimit * times
+      this.#image.segments.size > this.#segmentLimit * times ||
+      this.#indexFull(times)
     );
+  }
+
+  #indexFull(times: number): boolean {
+    return this.#image.index.bytes > this.#indexLimit * times;
   }
 
   /** How much of what the log may be too long it is: from 0 to 1, where writes wait. */
   get #owed(): number {
     if (this.#wanted > 0) return 1;
     const bytes = this.#logBytes / this.#logLimit;
-    return Math.max(bytes, this.#image.segments.size / this.#segmentLimit) - 1;
+    const segments = this.#image.segments.size / this.#segmentLimit;
+    return Math.max(bytes, segments, this.#image.index.bytes / this.#indexLimit) - 1;
   }
 
   #measureLog(): void {
@@ -541,6 +564,7 @@ export class S3Disk implements BlockStore {
       const result = await this.#checkpointer?.run(all);
       if (result === undefined) return false;
       this.#measureLog();
+      this.#indexSealed = Math.min(this.#indexSealed, this.#image.index.bytes);
       this.#counts.checkpoints++;
       this.#counts.chunksWritten += result.chunksWritten;
       this.#counts.bytesRelocated += result.bytesRelocated;
@@ -595,8 +619,10 @@ export class S3Disk implements BlockStore {
     this.#counts.bytesUserWritten += data.length;
     try {
       const log = this.#writable('write');
-      if (data.isZero()) this.#zero(log, position, data.length);
-      else if (data.length <= this.#segmentSize && log.room(data.length) && !this.#logFull(2)) {
+      if (data.isZero()) {
+        if (this.#logFull(2)) return this.#discard(position, data.length, context.fua);
+        this.#zero(log, position, data.length);
+      } else if (data.length <= this.#segmentSize && log.room(data.length) && !this.#logFull(2)) {
         this.#append(log, position, data);
       } else return this.#writeInPieces(log, position, data, context.fua);
       return this.#settle(context.fua);
@@ -649,6 +675,11 @@ export class S3Disk implements BlockStore {
   /** In the buffer, and in a log that checkpoints can't keep short. */
   async #makeRoom(log: LogWriter, length: number): Promise<void> {
     while (this.#logFull(2) && this.#checkpointing !== undefined) await this.#checkpointing;
+    if (this.#indexFull(2)) {
+      // Of what is not in the bucket no checkpoint can free the index, and little log may be all of it.
+      await this.#requests.background.ahead(log.drain(this.#options.patienceMs ?? 25_000));
+      while (this.#indexFull(2) && this.#checkpointing !== undefined) await this.#checkpointing;
+    }
     if (!log.room(length)) await log.makeRoom(length);
     this.#writable('write');
   }
@@ -666,6 +697,30 @@ export class S3Disk implements BlockStore {
     const slot = log.zero(block, blocks);
     this.#image.zero(block, blocks, slot);
     this.#journal?.noteZero(slot, position, length);
+    const { bytes } = this.#image.index;
+    if (bytes - this.#indexSealed <= this.#indexLimit / INDEX_PIECES) return;
+    // A few bytes of log may be much index: checkpoints take it a segment at a time.
+    log.writeBack(Number.POSITIVE_INFINITY);
+    this.#indexSealed = bytes;
+  }
+
+  /** Bytes of the disk that may be zeroed at once, all of it in chunks. */
+  get #zeroPiece(): number {
+    const chunks = Math.floor(this.#indexLimit / INDEX_PIECES / (CHUNK_COST + RUN_COST));
+    return Math.max(1, chunks) * this.record.chunkSize;
+  }
+
+  /** Zeros over any length: what is more than a piece not at once, but with bounded memory. */
+  async #zeroInPieces(log: LogWriter, position: number, length: number): Promise<void> {
+    const { chunkSize } = this.record;
+    const most = this.#zeroPiece;
+    const end = position + length;
+    for (let at = position; at < end; ) {
+      const next = Math.min(end, (Math.floor(at / chunkSize) + 1) * chunkSize + most);
+      if (!log.room(0) || this.#logFull(2)) await this.#makeRoom(log, 0);
+      this.#zero(log, at, next - at);
+      at = next;
+    }
   }
 
   flush(): Promise<void> {
@@ -687,26 +742,24 @@ export class S3Disk implements BlockStore {
   }
 
   async unmap(position: number, length: number): Promise<void> {
-    await this.#discard(position, length);
+    await this.#discard(position, length, false);
   }
 
   async writeZeroes(position: number, length: number): Promise<void> {
-    await this.#discard(position, length);
+    await this.#discard(position, length, false);
   }
 
-  async #discard(position: number, length: number): Promise<void> {
+  async #discard(position: number, length: number, fua: boolean): Promise<void> {
     try {
-      const log = this.#writable('unmap');
-      if (!log.room(0) || this.#logFull(2)) await this.#makeRoom(log, 0);
-      this.#zero(log, position, length);
+      await this.#zeroInPieces(this.#writable('unmap'), position, length);
     } catch (error) {
       throw translate(error, 'write');
     }
-    await this.#settle(false);
+    await this.#settle(fua);
   }
 
   async writeSame(position: number, length: number, block: Uint8Array): Promise<void> {
-    if (block.every((byte) => byte === 0)) return this.#discard(position, length);
+    if (block.every((byte) => byte === 0)) return this.#discard(position, length, false);
     try {
       const log = this.#writable('write');
       const pattern = Buffer.alloc(Math.min(length, this.#segmentSize, MiB), block);
@@ -764,7 +817,12 @@ export class S3Disk implements BlockStore {
     }
     try {
       const log = this.#writable('resize');
-      if (size < this.size) this.#zero(log, size, this.size - size);
+      if (size < this.size) {
+        const length = this.size - size;
+        // Before, so that there is little left to note together with the new size.
+        if (length > this.#zeroPiece) await this.#zeroInPieces(log, size, length);
+        this.#zero(log, size, length);
+      }
       this.#setSize(log, size);
       await this.#flush();
     } catch (error) {
@@ -873,6 +931,7 @@ export class S3Disk implements BlockStore {
       mapBytes: image.map.bytes,
       logBytesInMemory: (this.#log?.residentBytes ?? 0) + (this.#log?.dirty ?? 0),
       logRuns: image.index.runs,
+      indexBytes: image.index.bytes,
       dirtyBytes: this.#log?.dirty ?? 0,
       logBytes: this.#logBytes,
       logSegments: image.segments.size,
@@ -919,7 +978,7 @@ export class S3Disk implements BlockStore {
           return;
         }
         await this.#makeRoom(log, change.length);
-        if (change.type === 'zero') this.#zero(log, change.position, change.length);
+        if (change.type === 'zero') await this.#zeroInPieces(log, change.position, change.length);
         else this.#append(log, change.position, change.data);
       },
       () => log.drain(Number.POSITIVE_INFINITY),

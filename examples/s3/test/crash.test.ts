@@ -18,7 +18,7 @@ async function work(
   client: MemoryClient,
   model: Model,
   random: () => number,
-  blockSize: number,
+  { blockSize, indexLimit }: Kind,
 ): Promise<void> {
   const pick = (count: number): number => Math.floor(random() * count);
   const killed = new Promise<void>((resolve) => {
@@ -44,7 +44,7 @@ async function work(
     } else if (what < 0.8) {
       model.note({ kind: 'zero', position, length });
       action = disk.unmap(position, length);
-    } else if (what < 0.82) {
+    } else if (what < 0.82 && indexLimit === undefined) {
       const size = MiB / 2 + pick(128) * 4 * KiB;
       model.note({ kind: 'size', size });
       const certain = model.changes;
@@ -69,10 +69,19 @@ async function work(
   }
 }
 
-const KINDS: [string, { blockSize: number; compression?: 'deflate'; key?: () => Buffer }][] = [
+interface Kind {
+  blockSize: number;
+  compression?: 'deflate';
+  key?: () => Buffer;
+  indexLimit?: number;
+}
+
+const KINDS: [string, Kind][] = [
   ['blocks of 4096 bytes', { blockSize: 4096 }],
   ['blocks of 512 bytes', { blockSize: 512 }],
   ['compressed', { blockSize: 4096, compression: 'deflate' }],
+  // Whose discards here are a piece each, as they are with any limit of use.
+  ['with little memory for its index', { blockSize: 512, indexLimit: 4 * KiB }],
   ['encrypted', { blockSize: 512, key: () => Buffer.alloc(32, 7) }],
 ];
 
@@ -86,7 +95,7 @@ describe.each(KINDS)('a disk, %s', (_, options) => {
     const model = new Model(MiB);
     for (let life = 0; life < LIVES; life++) {
       const client = bucket.connect(seed * 1000 + life);
-      const disk = await open(client, { key: options.key });
+      const disk = await open(client, { key: options.key, indexLimit: options.indexLimit });
       const found = await readAll(disk);
       const survived = model.recover(found);
       if (survived === undefined) expect.fail(`life ${life}: no state that it may be in`);
@@ -94,7 +103,7 @@ describe.each(KINDS)('a disk, %s', (_, options) => {
       client.onRequest = () => {
         if (--left === 0) client.kill(random());
       };
-      await work(disk, client, model, random, options.blockSize);
+      await work(disk, client, model, random, options);
       client.kill(random());
       // What was under way gets through, or doesn't.
       for (let i = 0; i < 8; i++) await new Promise((resolve) => setImmediate(resolve));

@@ -235,6 +235,78 @@ describe('a disk', () => {
     await kept.close();
   }, 20_000);
 
+  describe('discarded as a whole', () => {
+    const size = 24 * MiB;
+    const indexLimit = 64 * KiB;
+    // What a segment may add.
+    const bound = 2 * indexLimit + indexLimit / 4;
+
+    /** A disk full of data, in chunks; `most` of the index's bytes is looked at with every request. */
+    async function full() {
+      const bucket = new MemoryBucket();
+      await create(bucket.connect(), { size });
+      const objects = bucket.connect(1, 1);
+      const disk = await open(objects, { indexLimit, logLimit: 64 * MiB });
+      const data = Buffer.alloc(32 * KiB, 0xa5);
+      for (let at = 0; at < size; at += data.length) await write(disk, at, data);
+      await disk.checkpoint();
+      const seen = { most: 0 };
+      const look = (): void => {
+        seen.most = Math.max(seen.most, disk.statistics().indexBytes);
+      };
+      objects.onRequest = look;
+      return { bucket, disk, seen, look };
+    }
+
+    it.each([
+      ['by one command', (disk: S3Disk) => disk.unmap(0, size)],
+      [
+        'by many',
+        async (disk: S3Disk) => {
+          for (let at = 0; at < size; at += 128 * KiB) await disk.unmap(at, 128 * KiB);
+        },
+      ],
+      [
+        'by zeros that are written',
+        async (disk: S3Disk) => {
+          for (let at = 0; at < size; at += MiB) await write(disk, at, Buffer.alloc(MiB));
+        },
+      ],
+      ['by shrinking', (disk: S3Disk) => disk.resize(MiB).then(() => disk.unmap(0, MiB))],
+    ])('%s, it keeps its memory within bounds and rewrites nothing', async (_, discard) => {
+      const { bucket, disk, seen, look } = await full();
+      expect(bucket.keys(`${PREFIX}/c/`).length).toBe(size / (16 * KiB));
+      bucket.puts = [];
+      await discard(disk);
+      look();
+      expect(seen.most).toBeGreaterThan(indexLimit);
+      expect(seen.most).toBeLessThan(bound);
+      const { gets } = disk.statistics();
+      await disk.checkpoint();
+      expect((await readAll(disk)).every((byte) => byte === 0)).toBe(true);
+      expect(bucket.puts.filter((key) => key.startsWith(`${PREFIX}/c/`))).toEqual([]);
+      expect(bucket.keys(`${PREFIX}/c/`)).toEqual([]);
+      expect(disk.statistics().gets - gets).toBeLessThan(20);
+      await disk.close();
+    });
+
+    it('while the bucket doesn’t answer, it waits rather than grow', async () => {
+      const { bucket, disk, seen, look } = await full();
+      bucket.fate = (operation) => (operation === 'put' ? 'hang' : 'good');
+      let done = 0;
+      const discarding = (async () => {
+        for (; done < size; done += 128 * KiB) await disk.unmap(done, 128 * KiB);
+      })();
+      for (let turn = 0; turn < 3000; turn++) await new Promise((resolve) => setImmediate(resolve));
+      look();
+      expect(done).toBeLessThan(size);
+      expect(seen.most).toBeLessThan(bound);
+      const closing = disk.close({ discard: true });
+      await expect(discarding).rejects.toThrow();
+      await closing;
+    });
+  });
+
   it('writes little for little: one small object a flush, however random the writes', async () => {
     const bucket = new MemoryBucket();
     await create(bucket.connect(), { size: 64 * MiB, chunkSize: MiB, frameSize: 64 * KiB });

@@ -35,7 +35,7 @@ import {
 } from './chunk-map.js';
 import type { DiskImage } from './disk-image.js';
 import type { Superseded } from './garbage.js';
-import { RUN } from './log-index.js';
+import { CHUNK_COST, RUN, RUN_COST } from './log-index.js';
 import type { LogWriter } from './log-writer.js';
 import { chunkName, leafName, manifestName, segmentName } from './names.js';
 import type { Requests } from './requests.js';
@@ -65,6 +65,8 @@ export interface CheckpointParts {
   readonly logLimit: number;
   /** Segments of log from which on a checkpoint is wanted. */
   readonly segmentLimit: number;
+  /** Bytes of memory of the log's index from which on a checkpoint is wanted. */
+  readonly indexLimit: number;
   readonly segmentSize: number;
   /** Bytes of segments loaded again for one checkpoint, at most, but at least one segment. */
   readonly loadLimit: number;
@@ -163,9 +165,16 @@ export class Checkpointer {
     return { cutEpoch, cutWriter };
   }
 
-  /** So that half of what the log may hold is left, in bytes and in segments. */
+  /**
+   * So that half of what the log may hold is left, in bytes, in segments and in its index. Of the index no more than
+   * half its limit at a time: what a checkpoint takes of memory grows with that.
+   */
   #chooseCut(): number {
-    const { image, log, logLimit, segmentLimit, loadLimit } = this.#parts;
+    const { image, log, logLimit, segmentLimit, indexLimit, loadLimit } = this.#parts;
+    const most = indexLimit / 2;
+    let index = image.index.bytes;
+    const indexOf = index > most ? image.index.bytesBySlot() : undefined;
+    let taken = 0;
     let bytes = 0;
     for (const { header } of image.segments.values()) bytes += header.length;
     let segments = image.segments.size;
@@ -173,10 +182,13 @@ export class Checkpointer {
     let cut = image.map.manifest.cut;
     for (const [slot, { header }] of image.segments) {
       if (slot >= log.durable) break;
-      if (bytes <= logLimit / 2 && segments <= segmentLimit / 2) break;
+      if (bytes <= logLimit / 2 && segments <= segmentLimit / 2 && index <= most) break;
+      const share = indexOf?.get(slot) ?? 0;
+      taken += share;
       if (log.payload(slot) === undefined) load += header.length;
-      if (load > loadLimit && cut > image.map.manifest.cut) break;
+      if ((load > loadLimit || taken > most) && cut > image.map.manifest.cut) break;
       bytes -= header.length;
+      index -= share;
       segments--;
       // Behind a claim, slots are left out.
       cut = header.next;
@@ -229,9 +241,9 @@ export class Checkpointer {
   }
 
   #plan(cut: number, all: boolean): { destage: number[]; relocate: number[] } {
-    const { image, logLimit } = this.#parts;
+    const { image, logLimit, indexLimit } = this.#parts;
     const { blockSize, chunkSize } = image.geometry;
-    const sizes: [chunk: number, bytes: number][] = [];
+    const sizes: [chunk: number, bytes: number, runs: number][] = [];
     for (const chunk of image.index.indexes()) {
       const runs = image.index.of(chunk) as readonly number[];
       let old = false;
@@ -240,14 +252,16 @@ export class Checkpointer {
         old ||= (runs[i + 2] as number) < cut;
         bytes += (runs[i + 1] as number) * blockSize;
       }
-      if (old) sizes.push([chunk, bytes]);
+      if (old) sizes.push([chunk, bytes, runs.length / RUN]);
     }
     sizes.sort((a, b) => a[1] - b[1]);
     const relocate: number[] = [];
     let budget = all ? 0 : logLimit / 4;
-    for (const [chunk, bytes] of sizes) {
+    let indexBudget = indexLimit / 4;
+    for (const [chunk, bytes, runs] of sizes) {
       budget -= bytes;
-      if (budget < 0 || bytes > chunkSize / SPARSE_SHARE) break;
+      indexBudget -= CHUNK_COST + runs * RUN_COST;
+      if (budget < 0 || indexBudget < 0 || bytes > chunkSize / SPARSE_SHARE) break;
       relocate.push(chunk);
     }
     const destage = sizes.slice(relocate.length).map(([chunk]) => chunk);
@@ -303,7 +317,12 @@ export class Checkpointer {
     loaded: ReadonlyMap<number, Buffer>,
   ): Promise<Updates> {
     const updates: Updates = new Map();
+    const { index } = this.#parts.image;
     await inParallel(chunks, WIDTH, async (chunk) => {
+      if (index.isZero(chunk)) {
+        updates.set(chunk, undefined);
+        return;
+      }
       const frames = await this.#merge(chunk, loaded);
       if (frames.every(({ length }) => length === 0)) {
         updates.set(chunk, undefined);

@@ -5,11 +5,15 @@
  * chunks say.
  *
  * Memory: about 130 bytes a chunk that was touched and 32 bytes a run; a run is one write, or several that
- * follow each other on the disk and in the segment.
+ * follow each other on the disk and in the segment. A discard is a run a chunk, however little log it is: that is
+ * why a checkpoint is wanted for the sake of `bytes`, too.
  */
 
 /** Numbers a run takes: first block in the chunk, blocks, slot, byte in the segment's data (-1: zeros). */
 export const RUN = 4;
+/** Bytes of memory, about. */
+export const CHUNK_COST = 130;
+export const RUN_COST = 32;
 
 export class LogIndex {
   readonly #blockSize: number;
@@ -30,6 +34,40 @@ export class LogIndex {
 
   get chunks(): number {
     return this.#chunks.size;
+  }
+
+  /** Bytes of memory, about. */
+  get bytes(): number {
+    return this.#chunks.size * CHUNK_COST + this.#runs * RUN_COST;
+  }
+
+  /** Bytes of it that go when all up to a slot is forgotten, by slot: a chunk's with the newest of its runs. */
+  bytesBySlot(): Map<number, number> {
+    const bytes = new Map<number, number>();
+    const add = (slot: number, cost: number): void => {
+      bytes.set(slot, (bytes.get(slot) ?? 0) + cost);
+    };
+    for (const runs of this.#chunks.values()) {
+      let newest = 0;
+      for (let at = 2; at < runs.length; at += RUN) {
+        const slot = runs[at] as number;
+        add(slot, RUN_COST);
+        newest = Math.max(newest, slot);
+      }
+      add(newest, CHUNK_COST);
+    }
+    return bytes;
+  }
+
+  /** Whether all of a chunk, as large as it may be, is zeros that were written or discarded. */
+  isZero(chunk: number): boolean {
+    const runs = this.#chunks.get(chunk) ?? [];
+    let covered = 0;
+    for (let at = 0; at < runs.length; at += RUN) {
+      if (runs[at] !== covered || (runs[at + 3] as number) >= 0) return false;
+      covered += runs[at + 1] as number;
+    }
+    return covered === this.#blocksPerChunk;
   }
 
   /** Runs of a chunk, `RUN` numbers each; not to be changed or kept. */

@@ -217,6 +217,8 @@ export class S3Disk implements BlockStore {
   /** Checkpoints that somebody waits for. */
   #wanted = 0;
   #logBytes = 0;
+  /** What COMPARE AND WRITE is reading: bytes `[start, end)`, and whether they were changed meanwhile. */
+  readonly #compared = new Set<{ start: number; end: number; isChanged: boolean }>();
   /** Bytes of the index when a segment was last sealed for its sake. */
   #indexSealed = 0;
   #closed = false;
@@ -687,11 +689,19 @@ export class S3Disk implements BlockStore {
   #append(log: LogWriter, position: number, data: DataOut | Uint8Array): void {
     const block = position / this.blockSize;
     const { slot, offset } = log.append(block, data);
+    this.#changed(position, data.length);
     this.#image.index.put(block, data.length / this.blockSize, slot, offset);
     this.#journal?.noteData(slot, position, data);
   }
 
+  #changed(position: number, length: number): void {
+    for (const compared of this.#compared) {
+      if (position < compared.end && position + length > compared.start) compared.isChanged = true;
+    }
+  }
+
   #zero(log: LogWriter, position: number, length: number): void {
+    this.#changed(position, length);
     const block = position / this.blockSize;
     const blocks = length / this.blockSize;
     const slot = log.zero(block, blocks);
@@ -774,29 +784,32 @@ export class S3Disk implements BlockStore {
     await this.#settle(false);
   }
 
-  /** Nothing comes between the look that compares and the write: both are in one turn. */
+  /** Nothing comes between the look that compares and the write: what was changed meanwhile is read again. */
   async compareAndWrite(
     position: number,
     expected: Uint8Array,
     replacement: Uint8Array,
   ): Promise<number> {
     const current = new MemoryDataIn(Buffer.allocUnsafe(expected.length));
+    const compared = { start: position, end: position + expected.length, isChanged: false };
+    this.#compared.add(compared);
     try {
       const log = this.#writable('compare and write');
-      for (;;) {
+      do {
+        compared.isChanged = false;
+        await this.#image.read(position, current);
         await this.#makeRoom(log, replacement.length);
-        const pending = this.#image.read(position, current);
-        if (pending !== undefined) {
-          await pending;
-          continue;
-        }
-        const at = firstDifference(current.bytes, expected);
-        if (at >= 0) return at;
-        this.#append(log, position, replacement);
-        break;
+      } while (compared.isChanged);
+      const at = firstDifference(current.bytes, expected);
+      if (at >= 0) return at;
+      for (let done = 0; done < replacement.length; done += this.#segmentSize) {
+        const piece = replacement.subarray(done, done + this.#segmentSize);
+        this.#append(log, position + done, piece);
       }
     } catch (error) {
       throw translate(error, 'write');
+    } finally {
+      this.#compared.delete(compared);
     }
     await this.#settle(false);
     return -1;

@@ -138,6 +138,25 @@ describe('COMPARE AND WRITE', () => {
     expect((await readAll(disk, 4096, 4096)).readUInt32LE()).toBe(75);
     await disk.close();
   });
+
+  it('reads what it compares once, also when the cache can’t keep it', async () => {
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const old = Buffer.alloc(64 * KiB, 1);
+    const first = await open(bucket.connect());
+    await write(first, 0, old);
+    await first.checkpoint();
+    await first.close();
+    const disk = await open(bucket.connect(), { cacheSize: 0, readAhead: false });
+    const { gets } = disk.statistics();
+    // More than a segment.
+    expect(await disk.compareAndWrite(0, old, Buffer.alloc(64 * KiB, 2))).toBe(-1);
+    // The leaf, and each of four chunks.
+    expect(disk.statistics().gets - gets).toBeLessThanOrEqual(5);
+    expect(await disk.compareAndWrite(0, old, old)).toBe(0);
+    expect((await readAll(disk, 0, 64 * KiB)).every((byte) => byte === 2)).toBe(true);
+    await disk.close();
+  });
 });
 
 describe('a disk', () => {

@@ -283,6 +283,42 @@ describe('a clone', () => {
       'whole',
     ]);
   });
+
+  it('whose deletion is cut at any request can be deleted again, with its pin', async () => {
+    const origin = new MemoryBucket();
+    await create(origin.connect());
+    const disk = await open(origin.connect());
+    await randomWrites(disk, Buffer.alloc(MiB), randomNumbers(6), 40);
+    await disk.close();
+    await (await clone(origin.connect(), 'disks/first')).close();
+    const outcomes = new Set<unknown>();
+    const cut = async (after: number): Promise<boolean> => {
+      const bucket = new MemoryBucket();
+      for (const [name, stored] of origin.objects) bucket.objects.set(name, stored);
+      const requests = requestsOf(bucket.connect());
+      let died = (): void => {};
+      const death = new Promise<void>((resolve) => {
+        died = resolve;
+      });
+      const store = new CutStore(bucket.connect(), after, () => 1, died);
+      await Promise.race([death, deleteDisk(requestsOf(store), 'disks/first', false)]);
+      await store.settled();
+      const found = S3Disk.open(bucket.connect(), 'disks/first', SMALL);
+      const outcome = await found.then(
+        (there) => there.close(),
+        (error: { code?: unknown }) => error.code,
+      );
+      outcomes.add(outcome);
+      if (outcome !== 'ERR_TCMU_S3_NOT_A_DISK') await deleteDisk(requests, 'disks/first', false);
+      expect(bucket.keys('disks/first/')).toEqual([]);
+      expect(await listPins(requests, PREFIX)).toEqual([]);
+      return store.dead;
+    };
+    for (let after = 0; await cut(after); after++);
+    expect(outcomes).toEqual(
+      new Set([undefined, 'ERR_TCMU_S3_UNFINISHED', 'ERR_TCMU_S3_NOT_A_DISK']),
+    );
+  });
 });
 
 describe('a sweep', () => {

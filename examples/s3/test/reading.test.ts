@@ -19,7 +19,7 @@ describe('a read that is not in memory', () => {
     return open(bucket.connect(), { mode: 'follow', readAhead: false, cacheSize });
   }
 
-  it.each(['chunks', 'log'] as const)('brings its neighbour along (%s)', async (kind) => {
+  it.each(['chunks', 'log'] as const)('brings its neighbours along (%s)', async (kind) => {
     const reader = await disk(512 * KiB, kind);
     const asked = async (position: number) => {
       const before = reader.statistics();
@@ -28,17 +28,20 @@ describe('a read that is not in memory', () => {
       return { gets: gets - before.gets, bytes: bytesRead - before.bytesRead };
     };
     await asked(512 * KiB);
-    expect(await asked(8 * KiB)).toEqual({ gets: 1, bytes: 2 * frameSize });
-    expect(await asked(12 * KiB + 512)).toEqual({ gets: 0, bytes: 0 });
-    // From the other side too.
-    expect(await asked(20 * KiB)).toEqual({ gets: 1, bytes: 2 * frameSize });
+    expect(await asked(8 * KiB)).toEqual({ gets: 1, bytes: 4 * frameSize });
+    for (const at of [512, 4 * KiB, 12 * KiB + 512]) {
+      expect(await asked(at)).toEqual({ gets: 0, bytes: 0 });
+    }
+    // From the other end too, and no further.
+    expect(await asked(28 * KiB)).toEqual({ gets: 1, bytes: 4 * frameSize });
     expect(await asked(16 * KiB)).toEqual({ gets: 0, bytes: 0 });
+    expect(await asked(32 * KiB)).toEqual({ gets: 1, bytes: 4 * frameSize });
     await reader.close();
   });
 
   it.each(['chunks', 'log'] as const)('gets what it needs by a full cache (%s)', async (kind) => {
-    const reader = await disk(64 * KiB, kind);
-    // Each second pair: nothing of these is a neighbour of what comes then.
+    const reader = await disk(256 * KiB, kind);
+    // One of each group: what comes then was a neighbour only while there was room, and is gone.
     for (let at = 0; at < MiB; at += 4 * frameSize) await readAll(reader, at, 512);
     const before = reader.statistics();
     await readAll(reader, 2 * frameSize + 512, 512);

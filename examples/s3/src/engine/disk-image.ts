@@ -53,6 +53,8 @@ const MAX_READ_AHEAD = 4 * 1024 * 1024;
 const STREAMS = 4;
 /** Share of the cache that is free as long as it has room for what nobody asked for. */
 const FREE_SHARE = 1 / 8;
+/** Frames that come together while there is room. */
+const GROUP_FRAMES = 4;
 /** Share of the cache's memory that answers of the bucket of one size may keep for the next ones. */
 const ANSWER_SHARE = 1 / 64;
 
@@ -313,7 +315,7 @@ export class DiskImage {
       let count = 1;
       while (frame + count <= last && this.#missing(chunk, ref, frame + count)) count++;
       const source = this.#chunkSource(chunk, ref);
-      const wanted = this.#withNeighbour(source, frame, count, data);
+      const wanted = this.#withNeighbours(source, frame, count, data);
       this.#fetch(source, wanted.first, wanted.count, jobs, (one, bytes) => {
         const base = one * frameSize;
         const begin = Math.max(from, base);
@@ -330,23 +332,30 @@ export class DiskImage {
   }
 
   /**
-   * A frame alone that was asked for brings the other one of its pair along while the cache has room: it costs the
-   * bucket hardly more, and saves a request if it is ever wanted.
+   * A frame alone that was asked for brings the missing ones next to it in its group along while the cache has room: it
+   * costs the bucket hardly more, and saves a request if they are ever wanted.
    */
-  #withNeighbour(
+  #withNeighbours(
     source: FrameSource,
     first: number,
     count: number,
     data: DataIn | undefined,
   ): { first: number; count: number } {
-    const other = first ^ 1;
-    const comes =
-      count === 1 &&
-      data !== undefined &&
-      this.#parts.cache.room > this.#parts.cache.limit * FREE_SHARE &&
-      source.wants(other) &&
-      !this.#fetching.has(`${source.key}#${other}`);
-    return comes ? { first: Math.min(first, other), count: 2 } : { first, count };
+    const { cache } = this.#parts;
+    if (count > 1 || data === undefined || cache.room <= cache.limit * FREE_SHARE) {
+      return { first, count };
+    }
+    const start = first - (first % GROUP_FRAMES);
+    const comes = (frame: number): boolean =>
+      frame >= start &&
+      frame < start + GROUP_FRAMES &&
+      source.wants(frame) &&
+      !this.#fetching.has(`${source.key}#${frame}`);
+    let from = first;
+    while (comes(from - 1)) from--;
+    let until = first + 1;
+    while (comes(until)) until++;
+    return { first: from, count: until - from };
   }
 
   /** Copies of frames of a chunk after each other, none of them zeros. */
@@ -430,7 +439,7 @@ export class DiskImage {
       let count = 1;
       while (frame + count <= last && !cache.has(segmentFrameKey(slot, frame + count))) count++;
       const source = this.#segmentSource(slot);
-      const wanted = this.#withNeighbour(source, frame, count, data);
+      const wanted = this.#withNeighbours(source, frame, count, data);
       this.#fetch(source, wanted.first, wanted.count, jobs, copy);
       frame += count - 1;
     }

@@ -135,7 +135,7 @@ function suites() {
       name: `examples/${example}`,
       about: 'vitest',
       command: ['npm', 'test', '--silent', '-w', `examples/${example}`, '--', ...report.args],
-      minutes: 5,
+      minutes: 10,
       count: report.count,
     });
   }

@@ -18,7 +18,7 @@ import { type SweepResult, sweep } from './engine/garbage.js';
 import { loadState } from './engine/opening.js';
 import { listPins, loadDisk, rotateKeys } from './engine/records.js';
 import { type LogLevel, Requests, systemClock } from './engine/requests.js';
-import { deleteSnapshot, pinNow } from './engine/snapshots.js';
+import { deleteSnapshot, listSnapshots, pinNow } from './engine/snapshots.js';
 import { exportImage, guessFormat, imageSize, importImage, type Progress } from './image.js';
 import type { ObjectStore } from './object-store.js';
 import { HELP, type Options, parseOptions, UsageError } from './options.js';
@@ -103,10 +103,10 @@ const commands: Record<
     const parts = await readingParts(requests, prefix, key);
     const { disk } = parts;
     const { manifest, image, slot, epoch } = await loadState(parts);
-    const pins = await listPins(requests, prefix);
+    const pins = await listPins(requests, parts.prefix);
     let objects = 0;
     let stored = 0;
-    for (const { size } of await requests.list(`${prefix}/`)) {
+    for (const { size } of await requests.list(`${parts.prefix}/`)) {
       objects++;
       stored += size;
     }
@@ -162,10 +162,10 @@ const commands: Record<
     return problems.length === 0 ? 0 : 1;
   },
 
-  async gc({ requests, prefix }, { key }) {
-    const { codec, disk, ...parts } = await readingParts(requests, prefix, key);
+  async gc({ requests, prefix: place }, { key }) {
+    const { codec, disk, prefix, ...parts } = await readingParts(requests, place, key);
     const sweepNow = async (): Promise<SweepResult> => {
-      const { manifest } = await loadState({ codec, disk, ...parts });
+      const { manifest } = await loadState({ codec, disk, prefix, ...parts });
       return sweep(requests, codec, prefix, disk, manifest);
     };
     // A writer at work may have replaced that manifest in between.
@@ -186,8 +186,7 @@ const commands: Record<
   },
 
   async snapshots({ requests, prefix }) {
-    await loadDisk(requests, prefix);
-    const pins = await listPins(requests, prefix);
+    const pins = await listSnapshots(requests, prefix);
     const lines = pins.map(
       ({ name, kind, size, created, clone }) =>
         `${name}  ${formatSize(size)}  ${created}${kind === 'clone' ? `  needed by ${clone}` : ''}`,

@@ -15,7 +15,6 @@ export { DiskError, type DiskFailure } from './engine/errors.js';
 export {
   type DiskRecord,
   type KeySource,
-  listPins,
   loadDisk,
   type Pin,
   rotateKeys,
@@ -28,10 +27,11 @@ export {
   Requests,
   systemClock,
 } from './engine/requests.js';
-export { deleteSnapshot } from './engine/snapshots.js';
+export { deleteSnapshot, listSnapshots } from './engine/snapshots.js';
 export {
   type ByteRange,
   type CallOptions,
+  type DeleteOptions,
   type FailureKind,
   failureKind,
   type GetOptions,

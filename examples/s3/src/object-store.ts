@@ -45,6 +45,11 @@ export interface PutOptions extends CallOptions {
   readonly crc32?: number | undefined;
 }
 
+export interface DeleteOptions extends CallOptions {
+  /** Of a single key: only when the object still has this ETag, else `precondition`. Some stores ignore it. */
+  readonly ifMatch?: string | undefined;
+}
+
 export interface ObjectFacts {
   /** Bytes of the whole object. */
   readonly size: number;
@@ -77,7 +82,7 @@ export interface ObjectStore {
   /** The parts are written one after the other, as one object. @returns the ETag */
   put(key: string, body: readonly Uint8Array[], options?: PutOptions): Promise<string>;
   /** What is not there is no error. */
-  delete(keys: readonly string[], options?: CallOptions): Promise<void>;
+  delete(keys: readonly string[], options?: DeleteOptions): Promise<void>;
   head(key: string, options?: CallOptions): Promise<ObjectFacts>;
   /** Keys that begin with `prefix`, in the order of their UTF-8 bytes. */
   list(prefix: string, options?: ListOptions): AsyncIterable<ListedObject>;

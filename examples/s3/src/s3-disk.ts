@@ -42,7 +42,7 @@ import { Journal } from './engine/journal.js';
 import { waitFor } from './engine/lease.js';
 import { CHUNK_COST, RUN_COST } from './engine/log-index.js';
 import { LogWriter } from './engine/log-writer.js';
-import { pinName } from './engine/names.js';
+import { homeOf, pinName } from './engine/names.js';
 import {
   claim,
   type DiskState,
@@ -197,6 +197,7 @@ export class S3Disk implements BlockStore {
   readonly optimalTransferLength = MiB;
   readonly unmapGranularity: number;
   readonly record: DiskRecord;
+  /** Of all its objects but its record. */
   readonly prefix: string;
   readonly snapshotName: string | undefined;
   readonly #requests: Requests;
@@ -264,12 +265,13 @@ export class S3Disk implements BlockStore {
    */
   static async open(
     objects: ObjectStore,
-    prefix: string,
+    place: string,
     options: OpenOptions = {},
   ): Promise<S3Disk> {
     const { clock = systemClock, onLog = () => {}, patienceMs = 25_000 } = options;
     const requests = new Requests(objects, clock, onLog, patienceMs);
-    const disk = await loadDisk(requests, prefix);
+    const disk = await loadDisk(requests, place);
+    const prefix = homeOf(place, disk.id);
     checkOptions(options, disk);
     const keyring = await loadKeyring(requests, prefix, disk, options.key);
     const codec = new BlobCodec(disk.id, disk.compression, keyring);

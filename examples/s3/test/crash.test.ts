@@ -5,7 +5,7 @@
  */
 import { describe, expect, it } from 'vitest';
 import type { S3Disk } from '../src/s3-disk.js';
-import { create, KiB, MiB, Model, open, readAll, write } from './support/disk.js';
+import { create, homeIn, KiB, MiB, Model, open, readAll, write } from './support/disk.js';
 import { MemoryBucket, type MemoryClient } from './support/memory-objects.js';
 import { randomNumbers } from './support/random.js';
 
@@ -148,7 +148,7 @@ describe('a crash between a manifest and the record that declares it valid', () 
       return begun && key.includes('/s/') ? 'hang' : 'good';
     };
     disk.checkpoint().catch(() => {});
-    await expect.poll(() => bucket.keys('disks/d0/m/').length).toBe(1);
+    await expect.poll(() => bucket.keys(`${homeIn(bucket)}/m/`).length).toBe(1);
     client.kill(0);
     bucket.fate = () => 'good';
     const again = await open(bucket.connect());

@@ -13,6 +13,7 @@ import {
   causeOf,
   create,
   failure,
+  homeIn,
   KiB,
   MiB,
   open,
@@ -201,13 +202,13 @@ describe('a disk', () => {
     }
     await disk.checkpoint();
     // A chunk and a leaf for each place; unmapping all of it costs nothing but what was there.
-    expect(bucket.keys(`${PREFIX}/c/`)).toHaveLength(64);
+    expect(bucket.keys(`${homeIn(bucket)}/c/`)).toHaveLength(64);
     await disk.unmap(0, 16 * TiB);
     expect(disk.statistics().logRuns).toBeLessThanOrEqual(64 * 256);
     expect((await readAll(disk, TiB, 8192)).every((byte) => byte === 0)).toBe(true);
     await disk.checkpoint();
-    expect(bucket.keys(`${PREFIX}/c/`)).toEqual([]);
-    expect(bucket.keys(`${PREFIX}/l/`)).toEqual([]);
+    expect(bucket.keys(`${homeIn(bucket)}/c/`)).toEqual([]);
+    expect(bucket.keys(`${homeIn(bucket)}/l/`)).toEqual([]);
     await disk.close();
   }, 120_000);
 
@@ -294,7 +295,7 @@ describe('a disk', () => {
       ['by shrinking', (disk: S3Disk) => disk.resize(MiB).then(() => disk.unmap(0, MiB))],
     ])('%s, it keeps its memory within bounds and rewrites nothing', async (_, discard) => {
       const { bucket, disk, seen, look } = await full();
-      expect(bucket.keys(`${PREFIX}/c/`).length).toBe(size / (16 * KiB));
+      expect(bucket.keys(`${homeIn(bucket)}/c/`).length).toBe(size / (16 * KiB));
       bucket.puts = [];
       await discard(disk);
       look();
@@ -303,8 +304,8 @@ describe('a disk', () => {
       const { gets } = disk.statistics();
       await disk.checkpoint();
       expect((await readAll(disk)).every((byte) => byte === 0)).toBe(true);
-      expect(bucket.puts.filter((key) => key.startsWith(`${PREFIX}/c/`))).toEqual([]);
-      expect(bucket.keys(`${PREFIX}/c/`)).toEqual([]);
+      expect(bucket.puts.filter((key) => key.startsWith(`${homeIn(bucket)}/c/`))).toEqual([]);
+      expect(bucket.keys(`${homeIn(bucket)}/c/`)).toEqual([]);
       expect(disk.statistics().gets - gets).toBeLessThan(20);
       await disk.close();
     });
@@ -417,7 +418,7 @@ describe('a disk', () => {
     const clock = { ...quickClock, now: () => time };
     const options = { writeBackMs: 2000, clock, dirtyLimit: 16 * MiB, segmentSize: 8 * MiB };
     const disk = await open(bucket.connect(), options);
-    const sent = () => bucket.keys('disks/d0/s/').length;
+    const sent = () => bucket.keys(`${homeIn(bucket)}/s/`).length;
     const before = sent();
     // One block a second, in the time of the disk; its own looks come as often as they like.
     await expect

@@ -3,7 +3,17 @@
 import { describe, expect, it } from 'vitest';
 import type { FailureKind } from '../src/object-store.js';
 import type { OpenOptions } from '../src/s3-disk.js';
-import { causeOf, create, failure, KiB, MiB, open, readAll, write } from './support/disk.js';
+import {
+  causeOf,
+  create,
+  failure,
+  homeIn,
+  KiB,
+  MiB,
+  open,
+  readAll,
+  write,
+} from './support/disk.js';
 import { type Fate, MemoryBucket } from './support/memory-objects.js';
 import { randomNumbers } from './support/random.js';
 
@@ -183,14 +193,14 @@ describe('a lost log segment', () => {
     const { bucket, disk } = await served({ logLimit: MiB });
     for (let i = 0; i < 40; i++) await write(disk, i * 4096, block(i + 1), true);
     await disk.close();
-    const slots = bucket.keys('disks/d0/s/');
+    const slots = bucket.keys(`${homeIn(bucket)}/s/`);
     const lost = slots[slots.length - 1 - before] as string;
     bucket.objects.delete(lost);
     for (const mode of ['write', 'follow'] as const) {
       const error = await failure(() => open(bucket.connect(), { mode }));
       expect(error).toMatchObject({ code: 'ERR_TCMU_S3_DAMAGED', path: lost });
     }
-    expect(bucket.keys('disks/d0/s/')).toHaveLength(slots.length - 1);
+    expect(bucket.keys(`${homeIn(bucket)}/s/`)).toHaveLength(slots.length - 1);
   });
 });
 

@@ -14,6 +14,7 @@ import {
   causeOf,
   create,
   failure,
+  homeIn,
   KiB,
   MiB,
   Model,
@@ -49,7 +50,7 @@ function hammer(disk: S3Disk, from = 0): { readonly flushed: number; ended: Prom
 const numberIn = async (disk: S3Disk): Promise<number> =>
   (await readAll(disk, 0, 4096)).readUInt32LE();
 
-const segments = (bucket: MemoryBucket): string[] => bucket.keys('disks/d0/s/');
+const segments = (bucket: MemoryBucket): string[] => bucket.keys(`${homeIn(bucket)}/s/`);
 
 async function expectSound(bucket: MemoryBucket): Promise<void> {
   const parts = await readingParts(requestsOf(bucket.connect()), PREFIX, undefined);
@@ -137,7 +138,9 @@ describe('a second writer', () => {
       answer = resolve;
     });
     let arrived = false;
+    let earlier: Promise<unknown> | undefined;
     bucket.after = async (operation, key) => {
+      if (operation === 'get') await earlier;
       if (arrived || operation !== 'put' || !key.includes('/s/')) return;
       arrived = true;
       await held;
@@ -146,6 +149,8 @@ describe('a second writer', () => {
     await expect.poll(() => arrived).toBe(true);
     const second = await open(bucket.connect(2));
     expect((await readAll(second, 0, 4096)).equals(block(1))).toBe(true);
+    // What the look finds comes after the answer: else it ends the earlier one too.
+    earlier = early;
     const late = causeOf(() => first.flush());
     answer();
     // It began before the takeover, and what it promised is so.
@@ -493,9 +498,9 @@ describe('a fence left by somebody who died behind it', () => {
     });
     for (let i = 1; i < all; i++) {
       await write(second, 4096 * i, block(i), true);
-      if (bucket.keys('disks/d0/m/').length > 0) break;
+      if (bucket.keys(`${homeIn(bucket)}/m/`).length > 0) break;
     }
-    await expect.poll(() => bucket.keys('disks/d0/m/').length).toBe(1);
+    await expect.poll(() => bucket.keys(`${homeIn(bucket)}/m/`).length).toBe(1);
     // A fence is nobody's writing: what counts is who wrote before it.
     const { cutEpoch, cutWriter } = second.manifest;
     expect([1, 2]).toContain(cutEpoch);
@@ -553,13 +558,18 @@ describe('a fence left by somebody who died behind it', () => {
     const follower = await open(bucket.connect(2), { mode: 'follow' });
     expect((await readAll(follower, 0, 4096)).equals(block(1))).toBe(true);
     // It stands here, while the log goes on, and its first half is put into chunks.
-    const slot = (slotOf(segments(bucket).at(-1)?.slice('disks/d0/'.length) ?? '') ?? 0) + 1;
-    const key = `disks/d0/${segmentName(slot)}`;
+    const slot =
+      (slotOf(
+        segments(bucket)
+          .at(-1)
+          ?.slice(homeIn(bucket).length + 1) ?? '',
+      ) ?? 0) + 1;
+    const key = `${homeIn(bucket)}/${segmentName(slot)}`;
     for (let i = 3; i < 26; i++) {
       await write(first, i * 4096, block(i + 1), true);
     }
     await expect.poll(() => bucket.objects.has(key)).toBe(false);
-    const behind = `disks/d0/${segmentName(slot + WINDOW)}`;
+    const behind = `${homeIn(bucket)}/${segmentName(slot + WINDOW)}`;
     expect(bucket.objects.has(behind)).toBe(true);
     const codec = new BlobCodec(first.record.id, 'none');
     const writer = '9'.repeat(16);

@@ -10,7 +10,7 @@ import { Lease, waitFor } from '../src/engine/lease.js';
 import { isGone, processMark } from '../src/engine/process-mark.js';
 import type { Clock } from '../src/engine/requests.js';
 import type { OpenOptions, S3Disk } from '../src/s3-disk.js';
-import { causeOf, create, KiB, open, quickClock, readAll, write } from './support/disk.js';
+import { causeOf, create, homeIn, KiB, open, quickClock, readAll, write } from './support/disk.js';
 import { type Fate, MemoryBucket } from './support/memory-objects.js';
 
 /** Stands still but for `pass`; a long sleep takes no time and is noted. */
@@ -224,7 +224,7 @@ describe('a replaced writer', () => {
     };
     const made = causeOf(() => first.snapshot('late'));
     expect(await made).toBe('ERR_TCMU_S3_FENCED');
-    expect(bucket.keys('disks/d0/p/')).toEqual([]);
+    expect(bucket.keys(`${homeIn(bucket)}/p/`)).toEqual([]);
     bucket.fate = () => 'good';
     await first.close({ discard: true });
     await second?.close();

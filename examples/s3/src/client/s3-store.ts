@@ -9,6 +9,7 @@
 import { createHash } from 'node:crypto';
 import {
   type CallOptions,
+  type DeleteOptions,
   type FailureKind,
   type GetOptions,
   type GetResult,
@@ -141,7 +142,9 @@ export class S3Store implements ObjectStore {
     return unquoted(reply.headers['etag'] ?? '');
   }
 
-  async delete(keys: readonly string[], { signal }: CallOptions = {}): Promise<void> {
+  async delete(keys: readonly string[], options: DeleteOptions = {}): Promise<void> {
+    const { signal, ifMatch } = options;
+    if (ifMatch !== undefined) return this.#deleteOne(keys[0] as string, signal, ifMatch);
     for (let at = 0; at < keys.length; at += batchSize) {
       const batch = keys.slice(at, at + batchSize);
       if (batch.length === 1 || this.#batches === false) await this.#deleteEach(batch, signal);
@@ -214,14 +217,25 @@ export class S3Store implements ObjectStore {
     const queue = [...keys];
     const work = async () => {
       for (let key = queue.shift(); key !== undefined; key = queue.shift()) {
-        await this.#send({ operation: 'delete', method: 'DELETE', key, signal }).catch(
-          (error: unknown) => {
-            if (!(error instanceof ObjectStoreError) || error.kind !== 'not-found') throw error;
-          },
-        );
+        await this.#deleteOne(key, signal);
       }
     };
     await Promise.all(Array.from({ length: Math.min(8, keys.length) }, work));
+  }
+
+  async #deleteOne(key: string, signal: AbortSignal | undefined, ifMatch?: string): Promise<void> {
+    const request = { operation: 'delete', method: 'DELETE', key, signal } as const;
+    try {
+      if (ifMatch === undefined) await this.#send(request);
+      else await this.#send({ ...request, headers: { 'if-match': `"${ifMatch}"` } });
+    } catch (error) {
+      if (!(error instanceof ObjectStoreError)) throw error;
+      // Some stores know no conditions on deletions, and say so rather than ignore them.
+      if (error.kind === 'bad-request' && ifMatch !== undefined) {
+        return this.#deleteOne(key, signal);
+      }
+      if (error.kind !== 'not-found') throw error;
+    }
   }
 
   async #deleteBatch(keys: readonly string[], signal: AbortSignal | undefined): Promise<void> {

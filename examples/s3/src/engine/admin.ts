@@ -1,5 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-/** What is done to whole disks: create, clone, delete, check. */
+/**
+ * What is done to whole disks: create, clone, delete, check.
+ *
+ * Whoever makes a disk takes its place with the record `disk`, which one of any number gets, and has written nothing before;
+ * then come, in the disk's own home, all the things it begins with, and `state/whole` last. Whoever deletes one says so by
+ * `state/deleted-…`, looks then at what there is, and frees the place at the end. So, whoever else is at it and wherever
+ * somebody is killed, a place is free, or a whole disk's, or one's that nobody opens and everybody can delete.
+ *
+ * Two pairs look at each other after they have said what they are about: who deletes, for clones' pins, and who clones, for the
+ * origin's deletion; who makes a disk, before it is whole, for somebody who deletes it already.
+ */
 import { randomBytes } from 'node:crypto';
 import { ArgumentError } from 'tcmu';
 import { MemoryDataIn } from 'tcmu/store';
@@ -14,12 +24,17 @@ import { RUN } from './log-index.js';
 import { LogWriter } from './log-writer.js';
 import {
   chunkName,
-  cloneName,
+  deletedName,
   diskName,
+  homeOf,
+  isInHome,
+  keyringName,
   leafName,
   manifestName,
   pinName,
   segmentName,
+  stateFolder,
+  wholeName,
 } from './names.js';
 import {
   claim,
@@ -30,21 +45,20 @@ import {
   type OpeningParts,
 } from './opening.js';
 import {
-  type CloneNote,
   type DiskRecord,
+  decodeJson,
   encodeJson,
+  encodeKeyring,
   FORMAT,
   type KeySource,
   listPins,
-  loadCloneNote,
   loadDisk,
   loadKeyring,
   loadPin,
-  newestKeys,
   type Pin,
-  saveKeyring,
+  readRecord,
   savePin,
-  unfinished,
+  standingOf,
 } from './records.js';
 import type { Requests } from './requests.js';
 import { type PinPurpose, pinNow } from './snapshots.js';
@@ -96,12 +110,12 @@ function checkCreate(options: CreateOptions): Required<Omit<CreateOptions, 'key'
 }
 
 /**
- * Creates an empty disk. The record `disk` comes last: until then there is none.
- * @throws ArgumentError; DiskError `exists`, `unfinished`
+ * Creates an empty disk.
+ * @throws ArgumentError; DiskError `exists`, `unfinished`, `key`, `in-use`
  */
 export async function createDisk(
   requests: Requests,
-  prefix: string,
+  place: string,
   options: CreateOptions,
 ): Promise<DiskRecord> {
   const record: DiskRecord = {
@@ -111,64 +125,73 @@ export async function createDisk(
     encrypted: options.key !== undefined,
     created: new Date().toISOString(),
   };
-  await assertFree(requests, prefix);
-  if (options.key !== undefined) {
-    await placeKeys(requests, prefix, record, Keyring.create(), options.key);
-  }
-  await placeRecord(requests, prefix, record);
+  const { key } = options;
+  const keys =
+    key === undefined ? undefined : await encodeKeyring(Keyring.create(), key, record.id);
+  await make(requests, place, record, keys, async () => {});
   return record;
 }
 
-function exists(requests: Requests, prefix: string): DiskError {
-  return new DiskError(
-    'exists',
-    `${requests.objects.description}/${prefix}: there is a disk already; take another name, or delete it`,
-  );
-}
-
-async function assertFree(requests: Requests, prefix: string): Promise<void> {
-  if (await isThere(requests, `${prefix}/${diskName}`)) throw exists(requests, prefix);
-  if (await isThere(requests, `${prefix}/${cloneName}`)) throw unfinished(requests, prefix);
-}
-
-async function isThere(requests: Requests, key: string): Promise<boolean> {
-  try {
-    await requests.head(key);
-    return true;
-  } catch (error) {
-    if (failureKind(error) === 'not-found') return false;
-    throw error;
-  }
-}
-
-/** Behind whatever a creation that failed has left. */
-async function placeKeys(
+/**
+ * Takes the place, fills the home, calls it whole. What can't be finished is deleted.
+ * @param keys of an encrypted disk
+ */
+async function make(
   requests: Requests,
-  prefix: string,
+  place: string,
   record: DiskRecord,
-  keyring: Keyring,
-  key: KeySource,
+  keys: Buffer | undefined,
+  fill: () => Promise<void>,
 ): Promise<void> {
-  const left = await requests.list(`${prefix}/keys/`);
-  const n = left.length === 0 ? 1 : (await newestKeys(requests, prefix))[0] + 1;
-  if (!(await saveKeyring(requests, prefix, record, keyring, key, n))) {
-    throw exists(requests, prefix);
+  await takePlace(requests, place, record);
+  const home = homeOf(place, record.id);
+  const isStillOurs = async (): Promise<boolean> =>
+    !(await standingOf(requests, home)).isDeleted &&
+    (await readRecord(requests, place))?.id === record.id;
+  const deleted = (cause?: unknown): DiskError =>
+    new DiskError('in-use', `${place}: the disk was deleted while it was being made`, { cause });
+  try {
+    if (keys !== undefined) await requests.create(`${home}/${keyringName(1)}`, [keys]);
+    await fill();
+    if (!(await isStillOurs())) throw deleted();
+    await requests.create(`${home}/${wholeName}`, [encodeJson({ at: new Date().toISOString() })]);
+  } catch (error) {
+    const isOurs = await isStillOurs().catch(() => true);
+    // Where that fails too, the record stays, and says what there is to delete.
+    await remove(requests, place, record, false).catch(() => {});
+    throw isOurs ? error : deleted(error);
   }
 }
 
-async function placeRecord(requests: Requests, prefix: string, record: DiskRecord): Promise<void> {
-  if (!(await requests.claim(`${prefix}/${diskName}`, [encodeJson(record)]))) {
-    throw exists(requests, prefix);
+/** @throws DiskError `exists`, `unfinished` */
+async function takePlace(requests: Requests, place: string, record: DiskRecord): Promise<void> {
+  for (;;) {
+    try {
+      if (await requests.claim(`${place}/${diskName}`, [encodeJson(record)])) return;
+      await loadDisk(requests, place);
+    } catch (error) {
+      // Taken when we came, and free when we looked by whom.
+      const isFree =
+        failureKind(error) === 'not-found' ||
+        (error instanceof DiskError && error.failure === 'not-a-disk');
+      if (isFree) continue;
+      throw error;
+    }
+    throw new DiskError(
+      'exists',
+      `${requests.objects.description}/${place}: there is a disk already; take another name, or delete it`,
+    );
   }
 }
 
 /** What reading a disk without serving it takes. */
 export async function readingParts(
   requests: Requests,
-  prefix: string,
+  place: string,
   key: KeySource | undefined,
 ): Promise<OpeningParts> {
-  const disk = await loadDisk(requests, prefix);
+  const disk = await loadDisk(requests, place);
+  const prefix = homeOf(place, disk.id);
   const keyring = await loadKeyring(requests, prefix, disk, key);
   return readingPartsOf(requests, prefix, disk, new BlobCodec(disk.id, disk.compression, keyring));
 }
@@ -194,11 +217,7 @@ function readingPartsOf(
 
 /**
  * A writable disk that begins as a snapshot (or the present state) of another one, whose chunks it uses.
- *
- * First a note takes the name and says which pin will keep the origin's objects, then comes the pin, then all
- * that the clone is made of, and its record `disk` last: broken off anywhere, there is a whole clone, or one
- * that nobody can open, whose deletion takes the pin along.
- * @throws DiskError `exists`, `unfinished`, `not-a-disk`, `in-use`, `unreachable`
+ * @throws DiskError `exists`, `unfinished`, `not-a-disk`, `in-use`, `key`, `unreachable`
  */
 export async function cloneDisk(
   requests: Requests,
@@ -208,24 +227,9 @@ export async function cloneDisk(
   key: KeySource | undefined,
 ): Promise<DiskRecord> {
   const parts = await readingParts(requests, source, key);
-  if (snapshot !== undefined) await loadPin(requests, source, snapshot);
-  await assertFree(requests, target);
+  const { disk, prefix, codec } = parts;
+  if (snapshot !== undefined) await loadPin(requests, prefix, snapshot);
   const id = randomBytes(16).toString('hex');
-  const origin = { prefix: source, pin: `clone-${id}` };
-  if (!(await requests.claim(`${target}/${cloneName}`, [encodeJson({ id, origin })]))) {
-    throw unfinished(requests, target);
-  }
-  let pin: Pin;
-  try {
-    pin = await placeClonePin(parts, snapshot, { name: origin.pin, kind: 'clone', clone: target });
-  } catch (error) {
-    // Where that fails too, the note stays: it is what finds the pin.
-    await giveUp(requests, target, { id, origin }).catch(() => {});
-    throw error;
-  }
-  const tail = await loadPinned(parts, pin);
-  const initial = randomBytes(4).readUInt32LE();
-  const { disk } = parts;
   const record: DiskRecord = {
     format: FORMAT,
     id,
@@ -234,17 +238,36 @@ export async function cloneDisk(
     frameSize: disk.frameSize,
     compression: disk.compression,
     encrypted: disk.encrypted,
-    size: tail.image.size,
-    initial,
-    origin,
+    initial: randomBytes(4).readUInt32LE(),
+    origin: { prefix, pin: `clone-${id}` },
     created: new Date().toISOString(),
   };
-  const keyring = parts.codec.keyring?.extended();
-  if (keyring !== undefined && key !== undefined) {
-    await placeKeys(requests, target, record, keyring, key);
-  }
-  const own: Origin = { prefix: target, id };
+  const keyring = codec.keyring?.extended();
+  const keys =
+    keyring === undefined || key === undefined ? undefined : await encodeKeyring(keyring, key, id);
+  const own = readingPartsOf(
+    requests,
+    homeOf(target, id),
+    record,
+    new BlobCodec(id, disk.compression, keyring),
+  );
+  await make(requests, target, record, keys, async () => {
+    const purpose = { name: `clone-${id}`, kind: 'clone', clone: target } as const;
+    const pin = await placeClonePin(parts, snapshot, purpose);
+    // Whoever began to delete the origin before may have seen no pin.
+    if ((await loadDisk(requests, source)).id !== disk.id) {
+      throw new DiskError('in-use', `${source}: it was deleted while it was being cloned`);
+    }
+    await beginAs(await loadPinned(parts, pin), own);
+  });
+  return record;
+}
+
+/** What a clone begins with: a manifest that names its origin's leaves, and the origin's log as its own. */
+async function beginAs(tail: DiskState, own: OpeningParts): Promise<void> {
+  const { requests, codec, prefix, disk } = own;
   const { leaves, origins } = tail.manifest;
+  const initial = disk.initial as number;
   const manifest: Manifest = {
     n: 0,
     epoch: initial,
@@ -255,28 +278,15 @@ export async function cloneDisk(
     lease: 0,
     size: tail.image.size,
     claims: [],
-    origins: [own, ...origins],
+    origins: [{ prefix, id: disk.id }, ...origins],
     leaves: new Map([...leaves].map(([i, ref]) => [i, { ...ref, origin: ref.origin + 1 }])),
   };
-  const codec = new BlobCodec(id, disk.compression, keyring);
   const identity = { kind: BlobKind.manifest, number: 0, n: 0, epoch: initial };
   const blob = await codec.encode({ ...identity, writer: manifest.writer }, [
     encodeManifest(manifest),
   ]);
-  await requests.create(`${target}/${manifestName(0, initial)}`, blob.parts);
-  await copyTail(tail, readingPartsOf(requests, target, record, codec));
-  // Deleted meanwhile, it must not come back without its objects.
-  if ((await loadCloneNote(requests, target))?.id !== id) {
-    throw new DiskError('in-use', `${target}: the clone was deleted while it was being made`);
-  }
-  await placeRecord(requests, target, record);
-  return record;
-}
-
-async function giveUp(requests: Requests, target: string, note: CloneNote): Promise<void> {
-  await requests.delete([`${note.origin.prefix}/${pinName(note.origin.pin)}`]);
-  if ((await loadCloneNote(requests, target))?.id !== note.id) return;
-  await requests.delete([`${target}/${cloneName}`]);
+  await requests.create(`${prefix}/${manifestName(0, initial)}`, blob.parts);
+  await copyTail(tail, own);
 }
 
 async function placeClonePin(
@@ -349,44 +359,80 @@ async function copyTail({ image }: DiskState, target: OpeningParts): Promise<voi
 }
 
 /**
- * Deletes a disk with its snapshots, or what is there of a clone that was broken off.
- * @param force also when clones need it (they are damaged then), or when it is half there
- * @throws DiskError `in-use`, `not-a-disk`
+ * Deletes a disk with its snapshots, or what is there of one whose making or deletion was broken off.
+ * @param force also when clones need it (they are damaged then), when its record is damaged, or when there is none, but
+ *   objects of disks that were there
+ * @returns how many objects were deleted
+ * @throws DiskError `in-use`, `not-a-disk`, `damaged`
  */
 export async function deleteDisk(
   requests: Requests,
-  prefix: string,
+  place: string,
   force: boolean,
 ): Promise<number> {
-  let record: Pick<DiskRecord, 'origin'> | undefined;
+  let record: DiskRecord | undefined;
   try {
-    record = await loadDisk(requests, prefix);
+    record = await readRecord(requests, place);
   } catch (error) {
-    if (!(error instanceof DiskError)) throw error;
-    if (error.failure === 'unfinished') record = await loadCloneNote(requests, prefix);
-    else if (!force) throw error;
+    if (!(error instanceof DiskError) || !force) throw error;
+    await requests.delete([`${place}/${diskName}`]);
   }
+  if (record !== undefined) return remove(requests, place, record, force);
+  if (!force) await loadDisk(requests, place);
+  return (await clear(requests, place, undefined)).length;
+}
+
+/** @throws DiskError `in-use` */
+async function remove(
+  requests: Requests,
+  place: string,
+  { id, origin }: Pick<DiskRecord, 'id' | 'origin'>,
+  force: boolean,
+): Promise<number> {
+  const home = homeOf(place, id);
+  if (!force) await assertUnneeded(requests, place, home);
+  const deleted = `${home}/${deletedName(randomBytes(4).toString('hex'))}`;
+  await requests.create(deleted, [encodeJson({ at: new Date().toISOString() })]);
   if (!force) {
-    const clone = (await listPins(requests, prefix)).find(({ kind }) => kind === 'clone');
-    if (clone !== undefined) {
-      throw new DiskError(
-        'in-use',
-        `${prefix}: the clone ${clone.clone} needs it: delete it first`,
-      );
-    }
+    await assertUnneeded(requests, place, home).catch(async (error: unknown) => {
+      if (error instanceof DiskError) await requests.delete([deleted]);
+      throw error;
+    });
   }
-  const keys = (await requests.list(`${prefix}/`)).map(({ key }) => key);
-  // Without its record it is no disk: a deletion that is interrupted leaves nothing that opens, and of a clone the
-  // note that names its pin.
-  const first = `${prefix}/${diskName}`;
-  const last = `${prefix}/${cloneName}`;
-  await requests.delete([first]);
-  await requests.delete(keys.filter((key) => key !== first && key !== last));
-  if (record?.origin !== undefined) {
-    await requests.delete([`${record.origin.prefix}/${pinName(record.origin.pin)}`]);
-  }
-  await requests.delete([last]);
-  return keys.length;
+  const gone = await clear(requests, place, id);
+  if (origin !== undefined) await requests.delete([`${origin.prefix}/${pinName(origin.pin)}`]);
+  await freePlace(requests, place, id);
+  await requests.delete(gone.filter((key) => key.startsWith(`${home}/${stateFolder}`)));
+  return gone.length;
+}
+
+async function assertUnneeded(requests: Requests, place: string, home: string): Promise<void> {
+  const clone = (await listPins(requests, home)).find(({ kind }) => kind === 'clone');
+  if (clone === undefined) return;
+  throw new DiskError('in-use', `${place}: the clone ${clone.clone} needs it: delete it first`);
+}
+
+/**
+ * Deletes what there is in a disk's home, all but what says that it is being deleted. While the place is that disk's,
+ * or with `undefined` nobody's, homes of others were left by disks that are gone, and go too.
+ * @returns the keys, the ones left to the caller among them
+ */
+async function clear(requests: Requests, place: string, id: string | undefined): Promise<string[]> {
+  const keys = (await requests.list(`${place}/`)).map(({ key }) => key);
+  // After the list: what was in it was there while the place was not another's.
+  const isFree = (await readRecord(requests, place))?.id === id;
+  const gone = keys.filter((key) =>
+    isFree ? isInHome(key.slice(place.length + 1)) : key.startsWith(`${place}/${id}/`),
+  );
+  const kept = id === undefined ? undefined : `${homeOf(place, id)}/${deletedName('')}`;
+  await requests.delete(gone.filter((key) => kept === undefined || !key.startsWith(kept)));
+  return gone;
+}
+
+/** Deletes a disk's record, if the place is still its own. */
+async function freePlace(requests: Requests, place: string, id: string): Promise<void> {
+  const key = `${place}/${diskName}`;
+  await requests.deleteIf(key, (body) => decodeJson<DiskRecord>(key, body).id === id);
 }
 
 export interface CheckResult {

@@ -3,10 +3,14 @@
  * Names of a disk's objects. Numbers are hexadecimal with leading zeros, so that the order of names is
  * theirs. Every object is created once, under a condition, and never overwritten.
  *
- * | name                     | what                                                              |
+ * At the disk's place there is one object, `disk`: its identity, its id, sizes, compression, and of a clone the pin that it
+ * has at its origin. It is there before anything else and until after it, so it says whose the place is. All else
+ * is in the disk's home, `<place>/<id>/`. No id ever comes twice: whoever makes or deletes a disk touches nobody else's.
+ *
+ * | name in the home         | what                                                              |
  * | ------------------------ | ----------------------------------------------------------------- |
- * | `disk`                   | identity: id, block, frame and chunk sizes, compression           |
- * | `clone`                  | of a clone: its pin; there before anything else, and until after it |
+ * | `state/whole`            | all that the disk begins with is there: without, nobody opens it  |
+ * | `state/deleted-<who>`    | somebody deletes it: nobody opens it                              |
  * | `keys/<n>`               | wrapped data keys; the highest number counts                      |
  * | `s/<slot>`               | log segments, claims and fences                                   |
  * | `c/<chunk>.<n>.<epoch>`  | a chunk as of checkpoint n                                        |
@@ -19,7 +23,10 @@ const hex = (value: number, digits: number): string => value.toString(16).padSta
 const version = (n: number, epoch: number): string => `${hex(n, 10)}.${hex(epoch, 8)}`;
 
 export const diskName = 'disk';
-export const cloneName = 'clone';
+export const stateFolder = 'state/';
+export const wholeName = `${stateFolder}whole`;
+export const deletedName = (who: string): string => `${stateFolder}deleted-${who}`;
+export const homeOf = (place: string, id: string): string => `${place}/${id}`;
 export const segmentName = (slot: number): string => `s/${hex(slot, 14)}`;
 export const chunkName = (chunk: number, n: number, epoch: number): string =>
   `c/${hex(chunk, 12)}.${version(n, epoch)}`;
@@ -43,6 +50,13 @@ export function versionOf(name: string): { n: number; epoch: number } | undefine
     n: Number.parseInt(match[1] as string, 16),
     epoch: Number.parseInt(match[2] as string, 16),
   };
+}
+
+const HOME = /^[0-9a-f]{32}\//;
+
+/** Whether a name at a disk's place is in some disk's home. */
+export function isInHome(name: string): boolean {
+  return HOME.test(name);
 }
 
 const PIN = /^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/;

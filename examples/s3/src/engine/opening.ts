@@ -60,7 +60,7 @@ export async function loadManifest(
   return { ...manifest, origins: [{ prefix, id: disk.id }, ...manifest.origins.slice(1)] };
 }
 
-function initialManifest(prefix: string, { id, size }: DiskRecord): Manifest {
+function initialManifest(prefix: string, { id, size = 0 }: DiskRecord): Manifest {
   const origins = [{ prefix, id }];
   return {
     n: 0,

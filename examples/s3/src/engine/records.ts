@@ -8,10 +8,18 @@ import { failureKind } from '../object-store.js';
 import type { Compression } from './blob.js';
 import { Keyring, type WrappedKey } from './cipher.js';
 import { DiskError, damaged } from './errors.js';
-import { cloneName, diskName, isPinName, keyringName, pinName } from './names.js';
+import {
+  diskName,
+  homeOf,
+  isPinName,
+  keyringName,
+  pinName,
+  stateFolder,
+  wholeName,
+} from './names.js';
 import type { Requests } from './requests.js';
 
-export const FORMAT = 1;
+export const FORMAT = 2;
 
 /** What never changes about a disk. */
 export interface DiskRecord {
@@ -23,11 +31,11 @@ export interface DiskRecord {
   readonly frameSize: number;
   readonly compression: Compression;
   readonly encrypted: boolean;
-  /** Bytes it began with. */
-  readonly size: number;
-  /** Second part of the name of the manifest it began with; without one it began as zeros. */
+  /** Bytes it began with, of a disk that began as zeros. */
+  readonly size?: number;
+  /** Of any other: the second part of the name of the manifest it began with. */
   readonly initial?: number;
-  /** Of a clone: whose objects it uses, and the pin that keeps them. */
+  /** Of a clone: the home of the disk whose objects it uses, and the pin that keeps them. */
   readonly origin?: { readonly prefix: string; readonly pin: string };
   /** ISO 8601. */
   readonly created: string;
@@ -65,59 +73,67 @@ export function decodeJson<T>(key: string, body: Buffer): T {
   return JSON.parse(text) as T;
 }
 
-/** Of a clone, from before it is made until after it is deleted: what finds its pin. */
-export interface CloneNote {
-  /** Of the clone. */
-  readonly id: string;
-  readonly origin: { readonly prefix: string; readonly pin: string };
-}
-
-/** @returns undefined when there is none */
-export async function loadCloneNote(
+/** The record of whose a place is; undefined when it is nobody's. @throws DiskError `damaged`, `format` */
+export async function readRecord(
   requests: Requests,
-  prefix: string,
-): Promise<CloneNote | undefined> {
-  const key = `${prefix}/${cloneName}`;
-  try {
-    return decodeJson<CloneNote>(key, (await requests.get(key)).body);
-  } catch (error) {
-    if (failureKind(error) === 'not-found') return undefined;
-    throw error;
-  }
-}
-
-export function unfinished(requests: Requests, prefix: string): DiskError {
-  return new DiskError(
-    'unfinished',
-    `${requests.objects.description}/${prefix}: a clone that is being made, or whose making or deletion was broken off; if nobody is at it, delete it (\`tcmu-s3 delete\`), and clone again`,
-    { operation: 'open', path: `${prefix}/${cloneName}` },
-  );
-}
-
-/** @throws DiskError `not-a-disk`, `unfinished`, `format` */
-export async function loadDisk(requests: Requests, prefix: string): Promise<DiskRecord> {
-  const key = `${prefix}/${diskName}`;
+  place: string,
+): Promise<DiskRecord | undefined> {
+  const key = `${place}/${diskName}`;
   let body: Buffer;
   try {
     ({ body } = await requests.get(key));
   } catch (error) {
-    if (failureKind(error) !== 'not-found') throw error;
-    if ((await loadCloneNote(requests, prefix)) !== undefined) throw unfinished(requests, prefix);
-    throw new DiskError(
-      'not-a-disk',
-      `${requests.objects.description}/${prefix}: there is no disk; create one (\`tcmu-s3 create\`) or check the name`,
-      { operation: 'open', path: key },
-    );
+    if (failureKind(error) === 'not-found') return undefined;
+    throw error;
   }
   const record = decodeJson<DiskRecord>(key, body);
   if (record.format !== FORMAT) {
     throw new DiskError(
       'format',
-      `${key}: format ${record.format}, this program knows ${FORMAT} only: use a newer one`,
+      `${key}: format ${record.format}, this program knows ${FORMAT} only: use the version that made it`,
       { operation: 'open', path: key },
     );
   }
   return record;
+}
+
+/** How a disk's making and deleting stand. */
+export interface DiskStanding {
+  readonly isWhole: boolean;
+  readonly isDeleted: boolean;
+}
+
+export async function standingOf(requests: Requests, home: string): Promise<DiskStanding> {
+  const found = (await requests.list(`${home}/${stateFolder}`)).map(({ key }) => key);
+  const isWhole = found.includes(`${home}/${wholeName}`);
+  return { isWhole, isDeleted: found.length > (isWhole ? 1 : 0) };
+}
+
+/** @throws DiskError `not-a-disk`, `unfinished`, `format`, `damaged` */
+export async function loadDisk(requests: Requests, place: string): Promise<DiskRecord> {
+  const { description } = requests.objects;
+  const path = `${place}/${diskName}`;
+  for (let seen: string | undefined; ; ) {
+    const record = await readRecord(requests, place);
+    if (record === undefined) {
+      throw new DiskError(
+        'not-a-disk',
+        `${description}/${place}: there is no disk; create one (\`tcmu-s3 create\`) or check the name`,
+        { operation: 'open', path },
+      );
+    }
+    // Unless another one has taken the place meanwhile.
+    if (record.id === seen) {
+      throw new DiskError(
+        'unfinished',
+        `${description}/${place}: a disk that is being made or deleted, or whose making or deletion was broken off; if nobody is at it, delete it (\`tcmu-s3 delete\`), and make it again`,
+        { operation: 'open', path },
+      );
+    }
+    const { isWhole, isDeleted } = await standingOf(requests, homeOf(place, record.id));
+    if (isWhole && !isDeleted) return record;
+    seen = record.id;
+  }
 }
 
 /** Gives the user's key: 32 bytes. */
@@ -127,21 +143,18 @@ interface WrappedKeys {
   readonly keys: readonly WrappedKey[];
 }
 
-export async function newestKeys(
-  requests: Requests,
-  prefix: string,
-): Promise<[number, WrappedKeys]> {
-  const newest = (await requests.list(`${prefix}/keys/`)).at(-1);
-  if (newest === undefined) throw damaged(`${prefix}/keys/`, 'the disk’s keys are missing');
+async function newestKeys(requests: Requests, home: string): Promise<[number, WrappedKeys]> {
+  const newest = (await requests.list(`${home}/keys/`)).at(-1);
+  if (newest === undefined) throw damaged(`${home}/keys/`, 'the disk’s keys are missing');
   const { body } = await requests.get(newest.key);
-  const n = Number.parseInt(newest.key.slice(prefix.length + '/keys/'.length), 16);
+  const n = Number.parseInt(newest.key.slice(home.length + '/keys/'.length), 16);
   return [n, decodeJson<WrappedKeys>(newest.key, body)];
 }
 
 /** @throws DiskError `key` */
 export async function loadKeyring(
   requests: Requests,
-  prefix: string,
+  home: string,
   disk: DiskRecord,
   source: KeySource | undefined,
 ): Promise<Keyring | undefined> {
@@ -149,10 +162,10 @@ export async function loadKeyring(
   if (source === undefined) {
     throw new DiskError(
       'key',
-      `${prefix}: the disk is encrypted; give its key (--key-file or --key-command)`,
+      `${home}: the disk is encrypted; give its key (--key-file or --key-command)`,
     );
   }
-  const [, { keys }] = await newestKeys(requests, prefix);
+  const [, { keys }] = await newestKeys(requests, home);
   return Keyring.unwrap(keys, await userKey(source), disk.id);
 }
 
@@ -164,16 +177,14 @@ async function userKey(source: KeySource): Promise<Uint8Array> {
   return key;
 }
 
-export async function saveKeyring(
-  requests: Requests,
-  prefix: string,
-  disk: DiskRecord,
+/** What `keys/<n>` says. @throws DiskError `key` */
+export async function encodeKeyring(
   keyring: Keyring,
   source: KeySource,
-  n = 1,
-): Promise<boolean> {
-  const wrapped: WrappedKeys = { keys: keyring.wrap(await userKey(source), disk.id) };
-  return requests.claim(`${prefix}/${keyringName(n)}`, [encodeJson(wrapped)]);
+  diskId: string,
+): Promise<Buffer> {
+  const wrapped: WrappedKeys = { keys: keyring.wrap(await userKey(source), diskId) };
+  return encodeJson(wrapped);
 }
 
 /**
@@ -183,22 +194,24 @@ export async function saveKeyring(
  */
 export async function rotateKeys(
   requests: Requests,
-  prefix: string,
+  place: string,
   disk: DiskRecord,
   from: KeySource,
   to: KeySource,
 ): Promise<void> {
-  const [n, { keys }] = await newestKeys(requests, prefix);
+  const home = homeOf(place, disk.id);
+  const [n, { keys }] = await newestKeys(requests, home);
   const keyring = Keyring.unwrap(keys, await userKey(from), disk.id).extended();
-  if (!(await saveKeyring(requests, prefix, disk, keyring, to, n + 1))) {
-    throw new DiskError('in-use', `${prefix}: the keys were rotated at the same time; try again`);
+  const newest = `${home}/${keyringName(n + 1)}`;
+  if (!(await requests.claim(newest, [await encodeKeyring(keyring, to, disk.id)]))) {
+    throw new DiskError('in-use', `${place}: the keys were rotated at the same time; try again`);
   }
-  const old = (await requests.list(`${prefix}/keys/`)).map(({ key }) => key);
-  await requests.delete(old.filter((key) => key < `${prefix}/${keyringName(n + 1)}`));
+  const old = (await requests.list(`${home}/keys/`)).map(({ key }) => key);
+  await requests.delete(old.filter((key) => key < newest));
 }
 
-export async function listPins(requests: Requests, prefix: string): Promise<Pin[]> {
-  const found = await requests.list(`${prefix}/p/`);
+export async function listPins(requests: Requests, home: string): Promise<Pin[]> {
+  const found = await requests.list(`${home}/p/`);
   const pins = await Promise.all(
     found.map(async ({ key }) => {
       try {
@@ -214,25 +227,25 @@ export async function listPins(requests: Requests, prefix: string): Promise<Pin[
 }
 
 /** @throws DiskError `not-a-disk` */
-export async function loadPin(requests: Requests, prefix: string, name: string): Promise<Pin> {
-  const key = `${prefix}/${pinName(name)}`;
+export async function loadPin(requests: Requests, home: string, name: string): Promise<Pin> {
+  const key = `${home}/${pinName(name)}`;
   try {
     return decodeJson<Pin>(key, (await requests.get(key)).body);
   } catch (error) {
     if (failureKind(error) !== 'not-found') throw error;
-    throw new DiskError('not-a-disk', `${prefix}: it has no snapshot ${name}`, { path: key });
+    throw new DiskError('not-a-disk', `${home}: it has no snapshot ${name}`, { path: key });
   }
 }
 
 /** @throws DiskError `in-use` when the name is taken */
-export async function savePin(requests: Requests, prefix: string, pin: Pin): Promise<void> {
+export async function savePin(requests: Requests, home: string, pin: Pin): Promise<void> {
   if (!isPinName(pin.name)) {
     throw new DiskError(
       'in-use',
       `${JSON.stringify(pin.name)} can't name a snapshot: take letters, digits, ".", "_" and "-"`,
     );
   }
-  if (!(await requests.claim(`${prefix}/${pinName(pin.name)}`, [encodeJson(pin)]))) {
-    throw new DiskError('in-use', `${prefix}: there is a snapshot ${pin.name} already`);
+  if (!(await requests.claim(`${home}/${pinName(pin.name)}`, [encodeJson(pin)]))) {
+    throw new DiskError('in-use', `${home}: there is a snapshot ${pin.name} already`);
   }
 }

@@ -213,6 +213,29 @@ export class Requests {
     }
   }
 
+  /**
+   * Deletes an object if it is the one meant: each attempt looks first, since an earlier one may have got through. Where the store
+   * ignores conditions, one that takes the name between look and deletion is deleted instead.
+   */
+  deleteIf(key: string, isMeant: (body: Buffer) => boolean, patience?: number): Promise<void> {
+    return this.retry(
+      `delete ${key}`,
+      async () => {
+        try {
+          this.counters.gets++;
+          const { body, etag } = await this.objects.get(key, { signal: this.signal });
+          if (!isMeant(body)) return;
+          this.counters.deletes++;
+          await this.objects.delete([key], { signal: this.signal, ifMatch: etag });
+        } catch (error) {
+          const kind = failureKind(error);
+          if (kind !== 'not-found' && kind !== 'precondition') throw error;
+        }
+      },
+      patience,
+    );
+  }
+
   /** All of it; begun anew when it fails halfway. */
   list(prefix: string, options: ListOptions = {}, patience?: number): Promise<ListedObject[]> {
     return this.retry(

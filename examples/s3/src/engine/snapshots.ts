@@ -7,9 +7,9 @@
  */
 import { randomBytes } from 'node:crypto';
 import { DiskError } from './errors.js';
-import { pinName } from './names.js';
+import { homeOf, pinName } from './names.js';
 import { type DiskState, listManifests, loadState, type OpeningParts } from './opening.js';
-import { loadPin, type Pin, savePin } from './records.js';
+import { listPins, loadDisk, loadPin, type Pin, savePin } from './records.js';
 import type { Requests } from './requests.js';
 
 const MAX_ATTEMPTS = 20;
@@ -46,17 +46,23 @@ export async function pinNow(parts: OpeningParts, purpose: PinPurpose): Promise<
   );
 }
 
-/** @throws DiskError `not-a-disk`; `in-use` for what a clone needs */
+/** The snapshots of a disk, and what keeps its clones. @throws DiskError `not-a-disk`, `unfinished` */
+export async function listSnapshots(requests: Requests, place: string): Promise<Pin[]> {
+  return listPins(requests, homeOf(place, (await loadDisk(requests, place)).id));
+}
+
+/** @throws DiskError `not-a-disk`, `unfinished`; `in-use` for what a clone needs */
 export async function deleteSnapshot(
   requests: Requests,
-  prefix: string,
+  place: string,
   name: string,
 ): Promise<void> {
+  const prefix = homeOf(place, (await loadDisk(requests, place)).id);
   const pin = await loadPin(requests, prefix, name);
   if (pin.kind === 'clone') {
     throw new DiskError(
       'in-use',
-      `${prefix}: ${name} is what the clone ${pin.clone} needs: delete the clone`,
+      `${place}: ${name} is what the clone ${pin.clone} needs: delete the clone`,
     );
   }
   await requests.delete([`${prefix}/${pinName(name)}`]);

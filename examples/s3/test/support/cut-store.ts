@@ -7,6 +7,7 @@
  */
 import type {
   CallOptions,
+  DeleteOptions,
   GetOptions,
   GetResult,
   ListedObject,
@@ -83,7 +84,7 @@ export class CutStore implements ObjectStore {
     return this.#pass(() => this.#store.put(key, body, options));
   }
 
-  delete(keys: readonly string[], options?: CallOptions): Promise<void> {
+  delete(keys: readonly string[], options?: DeleteOptions): Promise<void> {
     return this.#pass(() => this.#store.delete(keys, options));
   }
 

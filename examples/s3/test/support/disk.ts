@@ -6,6 +6,7 @@ import { createDisk } from '../../src/engine/admin.js';
 import { type Clock, Requests } from '../../src/engine/requests.js';
 import type { ObjectStore } from '../../src/object-store.js';
 import { type OpenOptions, S3Disk } from '../../src/s3-disk.js';
+import type { MemoryBucket } from './memory-objects.js';
 
 export const KiB = 1024;
 export const MiB = 1024 * KiB;
@@ -28,6 +29,12 @@ export const quickClock: Clock = {
       signal?.addEventListener('abort', done);
     }),
 };
+
+/** Where a disk's objects are, all but its record. */
+export function homeIn(bucket: MemoryBucket, place = PREFIX): string {
+  const record = bucket.objects.get(`${place}/disk`)?.body.toString().split('\n')[0] ?? '{}';
+  return `${place}/${(JSON.parse(record) as { id?: string }).id}`;
+}
 
 /** Limits that make everything happen within a megabyte. */
 export const SMALL: OpenOptions = {

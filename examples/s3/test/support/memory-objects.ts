@@ -5,6 +5,7 @@
  */
 
 import {
+  type DeleteOptions,
   type FailureKind,
   type GetOptions,
   type ListOptions,
@@ -149,8 +150,13 @@ export class MemoryClient implements ObjectStore {
     });
   }
 
-  delete(keys: readonly string[], options: { signal?: AbortSignal | undefined } = {}) {
-    return this.#run('delete', keys[0] ?? '', options.signal, () => {
+  delete(keys: readonly string[], options: DeleteOptions = {}) {
+    const { signal, ifMatch } = options;
+    return this.#run('delete', keys[0] ?? '', signal, () => {
+      const there = this.#bucket.objects.get(keys[0] ?? '');
+      if (ifMatch !== undefined && this.#bucket.conditional && there?.etag !== ifMatch) {
+        throw new ObjectStoreError('precondition', `delete ${keys[0]}: condition not met`);
+      }
       for (const key of keys) this.#bucket.objects.delete(key);
     });
   }

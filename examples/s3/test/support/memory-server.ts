@@ -203,6 +203,7 @@ export class MemoryServer {
       return;
     }
     if (method === 'DELETE') {
+      if (this.conditional && found !== undefined) checkCondition(headers, found);
       objects.delete(key);
       answer(response, 204, '', { date: date.toUTCString() });
       return;

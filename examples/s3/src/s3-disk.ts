@@ -52,6 +52,7 @@ import {
   type OpeningParts,
   probeFencing,
 } from './engine/opening.js';
+import { Pace } from './engine/pace.js';
 import {
   type DiskRecord,
   type KeySource,
@@ -218,6 +219,7 @@ export class S3Disk implements BlockStore {
   /** Checkpoints that somebody waits for. */
   #wanted = 0;
   #logBytes = 0;
+  readonly #pace: Pace;
   /** What COMPARE AND WRITE is reading: bytes `[start, end)`, and whether they were changed meanwhile. */
   readonly #compared = new Set<{ start: number; end: number; isChanged: boolean }>();
   /** Bytes of the index when a segment was last sealed for its sake. */
@@ -256,6 +258,15 @@ export class S3Disk implements BlockStore {
     this.writeCache = !readOnly && (options.writeCache ?? true);
     this.snapshotName = options.snapshot;
     this.#segmentSize = options.segmentSize ?? 4 * MiB;
+    this.#pace = new Pace(
+      parts.requests.clock,
+      () => ({
+        bytes: (this.#logBytes + (this.#log?.dirty ?? 0)) / this.#logLimit,
+        segments: this.#image.segments.size / this.#segmentLimit,
+        index: this.#image.index.bytes / this.#indexLimit,
+      }),
+      () => this.#checkpointing !== undefined && !this.#closed && this.failure === undefined,
+    );
   }
 
   /**
@@ -402,13 +413,16 @@ export class S3Disk implements BlockStore {
         dirtyLimit: options.dirtyLimit ?? 64 * MiB,
         residentLimit: (options.cacheSize ?? 64 * MiB) / 2,
         uploads: options.uploads ?? 8,
-        patience: options.patienceMs ?? 25_000,
+        patience: this.#patience,
         conditional,
         lease,
       },
       {
         durable: (facts) => this.#durable(facts),
-        failed: (error) => this.#requests.log('error', error.message),
+        failed: (error) => {
+          this.#requests.log('error', error.message);
+          this.#pace.look();
+        },
       },
     );
     this.#log = log;
@@ -420,6 +434,7 @@ export class S3Disk implements BlockStore {
         prefix,
         image,
         log,
+        pace: this.#pace,
         epoch,
         writer,
         claims,
@@ -513,30 +528,25 @@ export class S3Disk implements BlockStore {
     this.#cache.trim();
     this.#journal?.durable(facts.header.number);
     this.#state.slot = facts.header.next;
-    if (!this.#logFull(1) || this.#checkpointing !== undefined) return;
+    if (!this.#logFull || this.#checkpointing !== undefined) return;
     this.#checkpointing = this.#maintain().finally(() => {
       this.#checkpointing = undefined;
+      this.#pace.look();
     });
   }
 
-  #logFull(times: number): boolean {
+  /** Whether a checkpoint is wanted, of what is in the bucket. */
+  get #logFull(): boolean {
     return (
-      this.#logBytes > this.#logLimit * times ||
-      this.#image.segments.size > this.#segmentLimit * times ||
-      this.#indexFull(times)
+      this.#logBytes > this.#logLimit ||
+      this.#image.segments.size > this.#segmentLimit ||
+      this.#image.index.bytes > this.#indexLimit
     );
-  }
-
-  #indexFull(times: number): boolean {
-    return this.#image.index.bytes > this.#indexLimit * times;
   }
 
   /** How much of what the log may be too long it is: from 0 to 1, where writes wait. */
   get #owed(): number {
-    if (this.#wanted > 0) return 1;
-    const bytes = this.#logBytes / this.#logLimit;
-    const segments = this.#image.segments.size / this.#segmentLimit;
-    return Math.max(bytes, segments, this.#image.index.bytes / this.#indexLimit) - 1;
+    return this.#wanted > 0 ? 1 : this.#pace.owed;
   }
 
   #measureLog(): void {
@@ -547,7 +557,7 @@ export class S3Disk implements BlockStore {
   /** Until the log is short enough; a failure is told, and met again at the next segment. */
   async #maintain(): Promise<void> {
     try {
-      while (this.#logFull(1) && !this.#closed) {
+      while (this.#logFull && !this.#closed) {
         if (!(await this.#runCheckpoint(false))) return;
       }
     } catch (error) {
@@ -568,6 +578,7 @@ export class S3Disk implements BlockStore {
       const result = await this.#checkpointer?.run(all);
       if (result === undefined) return false;
       this.#measureLog();
+      this.#pace.free();
       this.#indexSealed = Math.min(this.#indexSealed, this.#image.index.bytes);
       this.#counts.checkpoints++;
       this.#counts.chunksWritten += result.chunksWritten;
@@ -578,7 +589,7 @@ export class S3Disk implements BlockStore {
         result.superseded,
       );
       return true;
-    });
+    }).finally(() => this.#pace.end());
   }
 
   #writable(operation: string): LogWriter {
@@ -624,9 +635,9 @@ export class S3Disk implements BlockStore {
     try {
       const log = this.#writable('write');
       if (data.isZero()) {
-        if (this.#logFull(2)) return this.#discard(position, data.length, context.fua);
+        if (!this.#admits) return this.#discard(position, data.length, context.fua);
         this.#zero(log, position, data.length);
-      } else if (data.length <= this.#segmentSize && log.room(data.length) && !this.#logFull(2)) {
+      } else if (data.length <= this.#segmentSize && log.room(data.length) && this.#admits) {
         this.#append(log, position, data);
       } else return this.#writeInPieces(log, position, data, context.fua);
       return this.#settle(context.fua);
@@ -676,16 +687,38 @@ export class S3Disk implements BlockStore {
     }
   }
 
-  /** In the buffer, and in a log that checkpoints can't keep short. */
+  /** In the log, and in the buffer. */
   async #makeRoom(log: LogWriter, length: number): Promise<void> {
-    while (this.#logFull(2) && this.#checkpointing !== undefined) await this.#checkpointing;
-    if (this.#indexFull(2)) {
+    await this.#paced();
+    if (this.#indexFull) {
       // Of what is not in the bucket no checkpoint can free the index, and little log may be all of it.
-      await this.#requests.background.ahead(log.drain(this.#options.patienceMs ?? 25_000));
-      while (this.#indexFull(2) && this.#checkpointing !== undefined) await this.#checkpointing;
+      await this.#requests.background.ahead(log.drain(this.#patience));
+      await this.#paced();
     }
     if (!log.room(length)) await log.makeRoom(length);
     this.#writable('write');
+  }
+
+  /** Whether the log takes a change at once. */
+  get #admits(): boolean {
+    return this.#pace.admits && !this.#indexFull;
+  }
+
+  get #indexFull(): boolean {
+    return this.#image.index.bytes > this.#indexLimit * 2;
+  }
+
+  /** Until a log that is too long takes another change. */
+  async #paced(): Promise<void> {
+    if (await this.#pace.wait(this.#patience)) return;
+    throw new DiskError(
+      'unreachable',
+      'write: the log is as long as it may be, and nothing of it has become chunks for too long; it is tried on',
+    );
+  }
+
+  get #patience(): number {
+    return this.#options.patienceMs ?? 25_000;
   }
 
   #append(log: LogWriter, position: number, data: DataOut | Uint8Array): void {
@@ -729,7 +762,7 @@ export class S3Disk implements BlockStore {
     const end = position + length;
     for (let at = position; at < end; ) {
       const next = Math.min(end, (Math.floor(at / chunkSize) + 1) * chunkSize + most);
-      if (!log.room(0) || this.#logFull(2)) await this.#makeRoom(log, 0);
+      if (!log.room(0) || !this.#admits) await this.#makeRoom(log, 0);
       this.#zero(log, at, next - at);
       at = next;
     }
@@ -834,8 +867,12 @@ export class S3Disk implements BlockStore {
       const log = this.#writable('resize');
       if (size < this.size) {
         const length = this.size - size;
-        // Before, so that there is little left to note together with the new size.
-        if (length > this.#zeroPiece) await this.#zeroInPieces(log, size, length);
+        if (length > this.#zeroPiece) {
+          // Before, and in chunks, so that there is little left to note together with the new size.
+          await this.#zeroInPieces(log, size, length);
+          await this.#requests.background.ahead(log.drain(this.#patience));
+          await this.#checkpointing;
+        }
         this.#zero(log, size, length);
       }
       this.#setSize(log, size);
@@ -961,6 +998,7 @@ export class S3Disk implements BlockStore {
   async close(options: { discard?: boolean } = {}): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.#pace.look();
     let done = false;
     try {
       const log = this.#log;

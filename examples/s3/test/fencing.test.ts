@@ -500,7 +500,7 @@ describe('a fence left by somebody who died behind it', () => {
       await write(second, 4096 * i, block(i), true);
       if (bucket.keys(`${homeIn(bucket)}/m/`).length > 0) break;
     }
-    await expect.poll(() => bucket.keys(`${homeIn(bucket)}/m/`).length).toBe(1);
+    await expect.poll(() => second.manifest.n).toBeGreaterThan(0);
     // A fence is nobody's writing: what counts is who wrote before it.
     const { cutEpoch, cutWriter } = second.manifest;
     expect([1, 2]).toContain(cutEpoch);

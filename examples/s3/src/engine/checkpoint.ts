@@ -38,6 +38,7 @@ import type { Superseded } from './garbage.js';
 import { CHUNK_COST, RUN, RUN_COST } from './log-index.js';
 import type { LogWriter } from './log-writer.js';
 import { chunkName, leafName, manifestName, segmentName } from './names.js';
+import type { Freed, Pace } from './pace.js';
 import type { Requests } from './requests.js';
 import { FENCE_EPOCH, framesOf } from './segment.js';
 import type { SegmentFacts } from './segment-facts.js';
@@ -48,6 +49,8 @@ const LOAD_FRAMES = 16;
 const RELOCATE_BYTES = 256 * 1024;
 /** Below this share of a chunk its data is rather copied to the end of the log. */
 const SPARSE_SHARE = 8;
+/** What comes after a checkpoint's chunks: leaves and manifest, the record, what isn't needed any more. */
+const LAST_STEPS = 3;
 const FOREVER = Number.POSITIVE_INFINITY;
 
 export interface CheckpointParts {
@@ -56,6 +59,8 @@ export interface CheckpointParts {
   readonly prefix: string;
   readonly image: DiskImage;
   readonly log: LogWriter;
+  /** Is told what is freed, and how far that is. */
+  readonly pace: Pace;
   readonly epoch: number;
   readonly writer: string;
   readonly claims: readonly number[];
@@ -84,6 +89,9 @@ export class Checkpointer {
   readonly #parts: CheckpointParts;
   #n: number;
   #loadedBytes = 0;
+  /** Of the checkpoint under way: segments to load, chunks to write, and the rest. */
+  #steps = 0;
+  #stepsDone = 0;
 
   /** @param n the highest number any manifest has had */
   constructor(parts: CheckpointParts, n: number) {
@@ -115,8 +123,10 @@ export class Checkpointer {
     if (cut <= image.map.manifest.cut || image.segments.size === 0) return undefined;
     // Never the same number twice: names are not used again.
     const n = ++this.#n;
+    const freed = this.#freed(cut);
+    const { destage, relocate, appended } = this.#plan(cut, all, freed);
+    this.#begin(cut, freed, appended, destage.length + relocate.length);
     const loaded = await this.#load(cut);
-    const { destage, relocate } = this.#plan(cut, all);
     const bytesRelocated = await this.#relocate(relocate, cut, loaded);
     const updates = await this.#destage(destage, n, loaded);
     loaded.clear();
@@ -136,6 +146,7 @@ export class Checkpointer {
       origins: old.origins,
       leaves,
     };
+    this.#step();
     await this.#put(manifestName(n, epoch), BlobKind.manifest, n, n, [encodeManifest(manifest)]);
     log.checkpoint(n);
     await log.drain(FOREVER);
@@ -143,6 +154,7 @@ export class Checkpointer {
     const owned = new Set(this.#parts.claims);
     image.adopt(image.map.successor(manifest, changed), updates.keys());
     log.forgetBefore(cut);
+    this.#step();
     return {
       superseded: {
         n,
@@ -153,6 +165,31 @@ export class Checkpointer {
       chunksWritten: updates.size,
       bytesRelocated,
     };
+  }
+
+  /** What is gone from the log when it begins at `cut`. */
+  #freed(cut: number): Freed {
+    const { image, logLimit, segmentLimit } = this.#parts;
+    let bytes = 0;
+    let segments = 0;
+    for (const [slot, { header }] of image.segments) {
+      if (slot >= cut) break;
+      bytes += header.length;
+      segments++;
+    }
+    return { bytes: bytes / logLimit, segments: segments / segmentLimit };
+  }
+
+  /** @param chunks that something is done to */
+  #begin(cut: number, freed: Freed, appended: number, chunks: number): void {
+    const { pace, logLimit } = this.#parts;
+    this.#steps = chunks + this.#toLoad(cut).length + LAST_STEPS;
+    this.#stepsDone = 0;
+    pace.begin(freed, appended / logLimit);
+  }
+
+  #step(): void {
+    this.#parts.pace.advance(++this.#stepsDone / this.#steps);
   }
 
   #before(cut: number, old: Manifest): Pick<Manifest, 'cutEpoch' | 'cutWriter'> {
@@ -185,7 +222,8 @@ export class Checkpointer {
       if (bytes <= logLimit / 2 && segments <= segmentLimit / 2 && index <= most) break;
       const share = indexOf?.get(slot) ?? 0;
       taken += share;
-      if (log.payload(slot) === undefined) load += header.length;
+      // What was replaced meanwhile is not looked at.
+      if (log.payload(slot) === undefined && image.index.live(slot) > 0) load += header.length;
       if ((load > loadLimit || taken > most) && cut > image.map.manifest.cut) break;
       bytes -= header.length;
       index -= share;
@@ -200,18 +238,24 @@ export class Checkpointer {
   async #load(cut: number): Promise<Map<number, Buffer>> {
     const { image, log } = this.#parts;
     const loaded = new Map<number, Buffer>();
-    const missing: number[] = [];
     for (const slot of image.segments.keys()) {
-      if (slot >= cut || image.index.live(slot) === 0) continue;
-      const payload = log.payload(slot);
-      if (payload === undefined) missing.push(slot);
-      else loaded.set(slot, payload);
+      const payload = slot < cut ? log.payload(slot) : undefined;
+      if (payload !== undefined) loaded.set(slot, payload);
     }
-    await inParallel(missing, WIDTH, async (slot) => {
+    await inParallel(this.#toLoad(cut), WIDTH, async (slot) => {
       const payload = await this.#loadSegment(image.segments.get(slot) as SegmentFacts);
       loaded.set(slot, payload);
+      this.#step();
     });
     return loaded;
+  }
+
+  /** Segments before `cut` with data that counts, and not in memory. */
+  #toLoad(cut: number): number[] {
+    const { image, log } = this.#parts;
+    return [...image.segments.keys()].filter(
+      (slot) => slot < cut && image.index.live(slot) > 0 && log.payload(slot) === undefined,
+    );
   }
 
   /** A segment's data, a piece at a time. */
@@ -240,32 +284,44 @@ export class Checkpointer {
     return payload;
   }
 
-  #plan(cut: number, all: boolean): { destage: number[]; relocate: number[] } {
+  /** @returns what becomes new versions, what goes to the end of the log, and the bytes of that */
+  #plan(
+    cut: number,
+    all: boolean,
+    freed: Freed,
+  ): { destage: number[]; relocate: number[]; appended: number } {
     const { image, logLimit, indexLimit } = this.#parts;
     const { blockSize, chunkSize } = image.geometry;
-    const sizes: [chunk: number, bytes: number, runs: number][] = [];
+    const sizes: [chunk: number, bytes: number, old: number, runs: number][] = [];
     for (const chunk of image.index.indexes()) {
       const runs = image.index.of(chunk) as readonly number[];
-      let old = false;
+      let isOld = false;
       let bytes = 0;
+      let old = 0;
       for (let i = 0; i < runs.length; i += RUN) {
-        old ||= (runs[i + 2] as number) < cut;
-        bytes += (runs[i + 1] as number) * blockSize;
+        const length = (runs[i + 1] as number) * blockSize;
+        bytes += length;
+        if ((runs[i + 2] as number) >= cut) continue;
+        isOld = true;
+        if ((runs[i + 3] as number) >= 0) old += length;
       }
-      if (old) sizes.push([chunk, bytes, runs.length / RUN]);
+      if (isOld) sizes.push([chunk, bytes, old, runs.length / RUN]);
     }
     sizes.sort((a, b) => a[1] - b[1]);
     const relocate: number[] = [];
-    let budget = all ? 0 : logLimit / 4;
+    // The log becomes shorter whatever is in it: no more than half of what is freed is appended.
+    const budget = all ? 0 : Math.min(logLimit / 4, (freed.bytes * logLimit) / 2);
     let indexBudget = indexLimit / 4;
-    for (const [chunk, bytes, runs] of sizes) {
-      budget -= bytes;
+    let appended = 0;
+    for (const [chunk, bytes, old, runs] of sizes) {
       indexBudget -= CHUNK_COST + runs * RUN_COST;
-      if (budget < 0 || indexBudget < 0 || bytes > chunkSize / SPARSE_SHARE) break;
+      if (all || appended + old > budget || indexBudget < 0) break;
+      if (bytes > chunkSize / SPARSE_SHARE) break;
       relocate.push(chunk);
+      appended += old;
     }
     const destage = sizes.slice(relocate.length).map(([chunk]) => chunk);
-    return { destage: destage.sort((a, b) => a - b), relocate };
+    return { destage: destage.sort((a, b) => a - b), relocate, appended };
   }
 
   async #relocate(
@@ -307,6 +363,7 @@ export class Checkpointer {
         }
         moved += data.length;
       }
+      this.#step();
     }
     return moved;
   }
@@ -318,18 +375,16 @@ export class Checkpointer {
   ): Promise<Updates> {
     const updates: Updates = new Map();
     const { index } = this.#parts.image;
-    await inParallel(chunks, WIDTH, async (chunk) => {
-      if (index.isZero(chunk)) {
-        updates.set(chunk, undefined);
-        return;
-      }
+    const version = async (chunk: number): Promise<ChunkRef | undefined> => {
+      if (index.isZero(chunk)) return undefined;
       const frames = await this.#merge(chunk, loaded);
-      if (frames.every(({ length }) => length === 0)) {
-        updates.set(chunk, undefined);
-        return;
-      }
+      if (frames.every(({ length }) => length === 0)) return undefined;
       const name = chunkName(chunk, n, this.#parts.epoch);
-      updates.set(chunk, chunkRef(await this.#put(name, BlobKind.chunk, chunk, n, frames)));
+      return chunkRef(await this.#put(name, BlobKind.chunk, chunk, n, frames));
+    };
+    await inParallel(chunks, WIDTH, async (chunk) => {
+      updates.set(chunk, await version(chunk));
+      this.#step();
     });
     return updates;
   }

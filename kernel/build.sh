@@ -6,7 +6,8 @@
 #   build.sh [--kernel RELEASE] [--headers DIR] [--source TREE|TARBALL] [--out DIR]
 #
 # Takes drivers/target/target_core_user.c and its header from the distribution's source of the
-# same series, patches them, and compiles them against the distribution's headers. Nothing is
+# same series, patches them, and compiles them against the distribution's headers. A series that has no
+# directory in patches/ is tried with those of its neighbours, the older first. Nothing is
 # installed and nothing downloaded; the module is DIR/target_core_user.ko (default: the current
 # directory). Whatever is missing ends this with exit code 2 and a line that says what to do.
 set -eu
@@ -47,13 +48,19 @@ fi
 	refuse "$headers is not prepared for building modules (include/config/auto.conf and Module.symvers are needed)"
 version=$(make -s -C "$headers" kernelversion) || refuse "$headers doesn't tell its version"
 series=$(echo "$version" | cut -d. -f1-2)
-major=${series%.*} minor=${series#*.}
+# A series without patches of its own may do with those of its neighbours.
+bases=$series
 if [ ! -d "$here/patches/$series" ]; then
-	known=$(cd "$here/patches" && echo *)
-	if [ "$major" -lt 6 ] || { [ "$major" -eq 6 ] && [ "$minor" -lt 1 ]; }; then
-		refuse "kernel $version is too old: 6.1 is the oldest that the patches are for"
-	fi
-	refuse "no patches for kernel $series, only for: $known"
+	older='' newer=''
+	for base in $(cd "$here/patches" && printf '%s\n' * | sort -V); do
+		if [ "$(printf '%s\n' "$base" "$series" | sort -V | head -n 1)" = "$base" ]; then
+			older=$base
+		else
+			newer=${newer:-$base}
+		fi
+	done
+	[ -n "$older" ] || refuse "kernel $version is too old: $newer is the oldest that the patches are for"
+	bases="$older${newer:+ $newer}"
 fi
 
 # --- configuration and symbols ---
@@ -80,24 +87,37 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 module=drivers/target/target_core_user.c
 header=include/uapi/linux/target_core_user.h
-mkdir -p "$work/tree/${module%/*}" "$work/tree/${header%/*}"
+mkdir -p "$work/plain/${module%/*}" "$work/plain/${header%/*}"
 if [ -d "$source" ]; then
-	cp "$source/$module" "$work/tree/$module" && cp "$source/$header" "$work/tree/$header" ||
+	cp "$source/$module" "$work/plain/$module" && cp "$source/$header" "$work/plain/$header" ||
 		refuse "$source is no kernel source tree"
 else
-	tar -C "$work/tree" -xf "$source" --strip-components=1 --wildcards "*/$module" "*/$header" ||
+	tar -C "$work/plain" -xf "$source" --strip-components=1 --wildcards "*/$module" "*/$header" ||
 		refuse "$source is no kernel source archive"
 fi
 
 # --- patch and compile ---
-for patch in "$here/patches/$series"/*.patch; do
-	# The document is not needed here.
-	[ "${patch##*-Document-zero-copy}" = "$patch" ] || continue
-	patch -d "$work/tree" -p1 -s -f --no-backup-if-mismatch <"$patch" >"$work/log" || {
-		cat "$work/log" >&2
-		refuse "${patch##*/} doesn't apply to $source: it is of another version than $series"
-	}
+# Without fuzz: where the kernel has changed around a patch, somebody has to look at it.
+apply() {
+	rm -rf "$work/tree"
+	cp -r "$work/plain" "$work/tree"
+	for patch in "$here/patches/$1"/*.patch; do
+		# The document is not needed here.
+		[ "${patch##*-Document-zero-copy}" = "$patch" ] || continue
+		patch -d "$work/tree" -p1 -s -f -F0 --no-backup-if-mismatch <"$patch" >"$work/log" || return 1
+	done
+}
+
+taken=''
+for base in $bases; do
+	! apply "$base" || { taken=$base && break; }
 done
+if [ -z "$taken" ]; then
+	[ "$bases" != "$series" ] ||
+		{ cat "$work/log" >&2 && refuse "${patch##*/} doesn't apply to $source: it is of another version than $series"; }
+	refuse "no patches for kernel $series, and those for ${bases/ / and } don't apply to it (there are patches for:$(
+		cd "$here/patches" && printf ' %s' $(printf '%s\n' * | sort -V)))"
+fi
 cp "$work/tree/$module" "$work/"
 # Ours must be found before the header of the same name in the kernel's headers.
 mkdir -p "$work/uapi/linux"
@@ -110,4 +130,6 @@ make -C "$headers" M="$work" NOSTDINC_FLAGS="-nostdinc -I$work/uapi" modules >"$
 ! grep -E 'warning:' "$work/log" >&2 || refuse 'the compiler has warnings (above)'
 mkdir -p "$out"
 cp "$work/target_core_user.ko" "$out/"
-echo "$out/target_core_user.ko: zero copy for kernel $release"
+note=''
+[ "$taken" = "$series" ] || note=", with the patches for $taken: never tested on $series"
+echo "$out/target_core_user.ko: zero copy for kernel $release$note"

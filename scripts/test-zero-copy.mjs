@@ -2,7 +2,7 @@
 /**
  * npm run test:zero-copy [-- part of a name…]: the scenarios of test/zero-copy in QEMU, on Debian's kernel with the
  * module of kernel/. Build the package first (`npm run build`). TCMU_ZERO_COPY_KERNEL names the directory of another
- * kernel to boot (kernel/debug makes one).
+ * kernel to boot (kernel/debug and kernel/test/elsewhere.sh make one).
  */
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';

@@ -37,4 +37,4 @@ fi
 cd "$root"
 release=$(cat "$work/release")
 TCMU_ZERO_COPY_KERNEL=$work/kernel TCMU_ZERO_COPY_RELEASE=$release TCMU_ZERO_COPY_HEADERS=$work/src \
-	TCMU_ZERO_COPY_MEMORY=3072 TCMU_ZERO_COPY_SECONDS=7200 node scripts/test-zero-copy.mjs "$@"
+	TCMU_ZERO_COPY_FAULTS=1 TCMU_ZERO_COPY_MEMORY=3072 TCMU_ZERO_COPY_SECONDS=7200 node scripts/test-zero-copy.mjs "$@"

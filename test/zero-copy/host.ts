@@ -16,8 +16,9 @@ const [release = '', ...parts] = process.argv.slice(2);
 const build = join(root, 'build/zero-copy', release);
 /** A kernel of one's own: its directory holds `image`, and the modules below `lib/modules/RELEASE`. */
 const directory = process.env['TCMU_ZERO_COPY_KERNEL'];
-const slowness = process.env['TCMU_ZERO_COPY_SLOWNESS'] ?? '5';
-const chosen = choose(parts, directory !== undefined);
+const faults = process.env['TCMU_ZERO_COPY_FAULTS'] !== undefined;
+const slowness = process.env['TCMU_ZERO_COPY_SLOWNESS'] ?? (faults ? '5' : '1');
+const chosen = choose(parts, faults);
 const kernel: string | Kernel =
   directory === undefined
     ? release
@@ -44,9 +45,8 @@ const result = await runQemu({
   ],
   env: {
     TCMU_ZERO_COPY_BUILD: build,
-    ...(directory === undefined
-      ? {}
-      : { TCMU_ZERO_COPY_FAULTS: '1', TCMU_TEST_SLOWNESS: slowness }),
+    TCMU_TEST_SLOWNESS: slowness,
+    ...(faults ? { TCMU_ZERO_COPY_FAULTS: '1' } : {}),
   },
   cpus: 2,
   memoryMb: Number(process.env['TCMU_ZERO_COPY_MEMORY'] ?? 2048),

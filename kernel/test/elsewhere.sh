@@ -1,0 +1,49 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# The scenarios of test/zero-copy on a kernel of another Debian release, whose build tools don't run on this machine.
+#
+#   kernel/test/elsewhere.sh SUITE RELEASE [part of a name…]
+#   kernel/test/elsewhere.sh trixie-backports 7.3.4+deb13-amd64 default access
+#
+# As root, with debootstrap, qemu-system-x86 and a built package (`npm run build`). Debian's SUITE is unpacked into
+# build/zero-copy-debian/SUITE, and there, from its packages and as a user of it would, kernel/build.sh and the test
+# module are built. Downloads some 700 MB the first time; TCMU_ZERO_COPY_MIRROR names another mirror.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+suite=$1 release=$2
+shift 2
+mirror=${TCMU_ZERO_COPY_MIRROR:-http://deb.debian.org/debian}
+debian=$root/build/zero-copy-debian/$suite
+series=$(echo "$release" | cut -d. -f1-2)
+out=$root/build/zero-copy/$release
+export DEBIAN_FRONTEND=noninteractive INITRD=No
+
+# Runs a command in that Debian, with a /proc that goes away with it: objtool looks there.
+inside() {
+	unshare --mount sh -c 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"' "$debian" "$@"
+}
+
+if [ ! -e "$debian/ready" ]; then
+	rm -rf "$debian"
+	debootstrap --variant=minbase --include=gcc,make,patch,xz-utils "${suite%-backports}" "$debian" "$mirror"
+	[ "${suite%-backports}" = "$suite" ] || echo "deb $mirror $suite main" >>"$debian/etc/apt/sources.list"
+	touch "$debian/ready"
+fi
+inside apt-get -q update
+inside apt-get -q install -y --no-install-recommends -t "$suite" \
+	"linux-headers-$release" "linux-image-$release" "linux-source-$series"
+ln -sf "boot/vmlinuz-$release" "$debian/image"
+
+rm -rf "$debian/work"
+mkdir -p "$debian/work/bidi" "$out"
+cp -r "$root/kernel" "$debian/work/"
+cp "$root/kernel/test/tcmu_bidi_test.c" "$debian/work/bidi/"
+echo 'obj-m := tcmu_bidi_test.o' >"$debian/work/bidi/Kbuild"
+inside /work/kernel/build.sh --kernel "$release" --out /work
+inside make -s -C "/usr/src/linux-headers-$release" M=/work/bidi modules
+cp "$debian/work/target_core_user.ko" "$debian/work/bidi/tcmu_bidi_test.ko" "$out/"
+touch "$out/built" # newer than what it was built from: the runner builds nothing
+
+cd "$root"
+TCMU_ZERO_COPY_KERNEL=$debian TCMU_ZERO_COPY_RELEASE=$release exec node scripts/test-zero-copy.mjs "$@"

@@ -92,14 +92,14 @@ export interface ObjectStore {
 
 /**
  * What a failure means:
- * - `precondition`: the condition did not hold (412, and 409 of a concurrent conditional write)
+ * - `precondition`: the condition did not hold (412): there is such an object, or there is another one
  * - `not-found`: there is no such object
  * - `no-bucket`: there is no such bucket
  * - `throttled`: slower, please (503 SlowDown, 429)
  * - `credentials`: expired, or none found; fresh ones may be had in a moment
  * - `forbidden`: refused for good, by policy or a wrong key
  * - `clock-skew`: our clock is too far from the server's (RequestTimeTooSkewed)
- * - `outage`: no or no usable answer: connection, time-out, 5xx, a body cut short
+ * - `outage`: no or no usable answer: connection, time-out, 5xx, a body cut short, 409 of a conditional write beside another
  * - `bad-request`: the server doesn't take what we asked for; asking again is no use
  * - `aborted`: by the caller's signal, or `close`
  */

@@ -656,6 +656,7 @@ export class S3Disk implements BlockStore {
       for (let at = 0; at < data.length; at += this.#segmentSize) {
         const piece = data.slice(at, Math.min(data.length, at + this.#segmentSize));
         await this.#makeRoom(log, piece.length);
+        this.#assertInside(position + data.length);
         this.#append(log, position + at, piece);
       }
     } catch (error) {
@@ -721,6 +722,11 @@ export class S3Disk implements BlockStore {
     return this.#options.patienceMs ?? 25_000;
   }
 
+  /** It may have shrunk while a change waited: what is cut off must not come back when it grows. */
+  #assertInside(end: number): void {
+    if (end > this.size) throw sense.lbaOutOfRange();
+  }
+
   #append(log: LogWriter, position: number, data: DataOut | Uint8Array): void {
     const block = position / this.blockSize;
     const { slot, offset } = log.append(block, data);
@@ -763,6 +769,7 @@ export class S3Disk implements BlockStore {
     for (let at = position; at < end; ) {
       const next = Math.min(end, (Math.floor(at / chunkSize) + 1) * chunkSize + most);
       if (!log.room(0) || !this.#admits) await this.#makeRoom(log, 0);
+      this.#assertInside(end);
       this.#zero(log, at, next - at);
       at = next;
     }
@@ -811,6 +818,7 @@ export class S3Disk implements BlockStore {
       for (let at = 0; at < length; at += pattern.length) {
         const piece = pattern.subarray(0, Math.min(pattern.length, length - at));
         await this.#makeRoom(log, piece.length);
+        this.#assertInside(position + length);
         this.#append(log, position + at, piece);
       }
     } catch (error) {
@@ -834,6 +842,7 @@ export class S3Disk implements BlockStore {
         compared.isChanged = false;
         await this.#image.read(position, current);
         await this.#makeRoom(log, replacement.length);
+        this.#assertInside(compared.end);
       } while (compared.isChanged);
       const at = firstDifference(current.bytes, expected);
       if (at >= 0) return at;

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What the client makes of networks and servers that fail: the kind, and whether a change may have happened. */
+import { createServer as createHttpServer } from 'node:http';
 import { createServer, type Server } from 'node:net';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { connect } from '../src/client/index.js';
+import { checkDisk, createDisk, deleteDisk, readingParts } from '../src/engine/admin.js';
+import { Requests, systemClock } from '../src/engine/requests.js';
 import { type ObjectStore, ObjectStoreError } from '../src/object-store.js';
+import { S3Disk } from '../src/s3-disk.js';
 import { bucketRequest } from './support/bucket.js';
+import { readAll, write } from './support/disk.js';
 import { type Fault, FaultProxy } from './support/fault-proxy.js';
 import { MemoryServer } from './support/memory-server.js';
 import { openBucket, reaching } from './support/servers.js';
@@ -57,6 +62,12 @@ describe('a PUT whose answer does not come', () => {
     [{ kind: 'status', status: 503, code: 'SlowDown', when: 'before' }, 'throttled', false],
     [{ kind: 'status', status: 429, code: '', when: 'before' }, 'throttled', false],
     [{ kind: 'status', status: 400, code: 'RequestTimeout', when: 'before' }, 'outage', false],
+    // Beside another one of the same key: nobody knows what will be there.
+    [
+      { kind: 'status', status: 409, code: 'ConditionalRequestConflict', when: 'before' },
+      'outage',
+      false,
+    ],
   ])('%j is ambiguous, and not repeated', async (fault, kind, carriedOut) => {
     once(fault);
     expect(await failure(() => put('k'))).toMatchObject({ kind, ambiguous: true });
@@ -147,19 +158,20 @@ describe('a call', () => {
 });
 
 describe('an answer that is no S3', () => {
-  let raw: Server;
+  let raw: Server | undefined;
 
   async function answering(text: string): Promise<ObjectStore> {
-    raw = createServer((socket) => {
+    const listening = createServer((socket) => {
       socket.on('error', () => {}).once('data', () => socket.end(text));
     });
-    await new Promise<void>((resolve) => raw.listen(0, '127.0.0.1', resolve));
-    const { port } = raw.address() as { port: number };
+    raw = listening;
+    await new Promise<void>((resolve) => listening.listen(0, '127.0.0.1', resolve));
+    const { port } = listening.address() as { port: number };
     const options = reaching({ ...reached(), endpoint: `http://127.0.0.1:${port}` });
     return (await connect(`s3://${bucket}/x`, options)).store;
   }
 
-  afterEach(() => new Promise((resolve) => raw.close(resolve)));
+  afterEach(() => raw?.close());
 
   it.each<[string, string]>([
     ['HTTP/1.1 200 OK\r\ncontent-length: 999999999999\r\n\r\nx', 'outage'],
@@ -172,6 +184,20 @@ describe('an answer that is no S3', () => {
       'HTTP/1.1 206 Partial\r\ncontent-length: 1\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\ncontent-range: bytes 0-3/9\r\n\r\nh',
       'outage',
     ],
+    // Other bytes than were asked for.
+    [
+      'HTTP/1.1 206 Partial\r\ncontent-length: 4\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\ncontent-range: bytes 4-7/9\r\n\r\nhell',
+      'outage',
+    ],
+    [
+      'HTTP/1.1 200 OK\r\ncontent-length: 4\r\ncontent-encoding: gzip\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\n\r\nhell',
+      'bad-request',
+    ],
+    // Ends before its last chunk.
+    [
+      'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\n\r\n4\r\nhell\r\n',
+      'outage',
+    ],
     ['SSH-2.0-OpenSSH_9.2\r\n', 'outage'],
     ['HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n', 'bad-request'],
     ['HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n??', 'not-found'],
@@ -182,6 +208,62 @@ describe('an answer that is no S3', () => {
     await strange.close();
   });
 
+  it.each<[what: string, text: string]>([
+    [
+      'without a length',
+      'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\n\r\n9\r\nhell-here\r\n0\r\n\r\n',
+    ],
+    [
+      'of a part, without a length',
+      'HTTP/1.1 206 Partial\r\ntransfer-encoding: chunked\r\ncontent-range: bytes 0-3/9\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\n\r\n4\r\nhell\r\n0\r\n\r\n',
+    ],
+    [
+      'of all, with a weak ETag, and a coding that is none',
+      'HTTP/1.1 200 OK\r\ncontent-length: 9\r\netag: W/"abc-12"\r\ncontent-encoding: identity\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\n\r\nhell-here',
+    ],
+  ])('%s does all the same', async (_, text) => {
+    const strange = await answering(text);
+    const { body, size } = await strange.get('k', {
+      range: { start: 0, end: 4 },
+      into: Buffer.alloc(4096),
+    });
+    expect([String(body), size]).toEqual(['hell', 9]);
+    await strange.close();
+  });
+
+  it.each<[what: string, keys: readonly string[], kind: string]>([
+    ['out of order', ['p/b', 'p/a'], 'bad-request'],
+    ['twice the same', ['p/a', 'p/a'], 'bad-request'],
+    ['of other keys', ['q/a'], 'bad-request'],
+    ['of keys before the first', ['p/0'], 'bad-request'],
+    ['without an end', ['p/a', '…'], 'bad-request'],
+    ['that goes on where it was', ['…'], 'outage'],
+  ])('is no listing: %s', async (_, keys, kind) => {
+    const isTruncated = keys.includes('…');
+    const entries = keys
+      .filter((key) => key !== '…')
+      .map(
+        (key) =>
+          `<Contents><Key>${key}</Key><Size>1</Size><LastModified>2026-11-23T00:00:00Z</LastModified></Contents>`,
+      );
+    const xml = `<ListBucketResult><IsTruncated>${isTruncated}</IsTruncated><NextContinuationToken>t</NextContinuationToken>${entries.join('')}</ListBucketResult>`;
+    const http = createHttpServer((_request, response) => response.end(xml));
+    await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve));
+    const { port } = http.address() as { port: number };
+    const strange = await openBucket(
+      { ...reached(), endpoint: `http://127.0.0.1:${port}` },
+      bucket,
+    );
+    const error = await failure(async () => {
+      for await (const { key } of strange.list('p/', { startAfter: 'p/00' }))
+        expect(keys).toContain(key);
+    });
+    expect(error.kind).toBe(kind);
+    await strange.close();
+    http.closeAllConnections();
+    await new Promise((resolve) => http.close(resolve));
+  });
+
   it('is no listing, either', async () => {
     const strange = await answering('HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n<html></html>');
     const error = await failure(async () => {
@@ -189,6 +271,52 @@ describe('an answer that is no S3', () => {
     });
     expect(error.kind).toBe('outage');
     await strange.close();
+  });
+});
+
+describe('a disk whose every object is refused first, as beside another of its name', () => {
+  it('has all of its objects', async () => {
+    const tried = new Set<string>();
+    proxy.plan = ({ method, path }) => {
+      if (method !== 'PUT' || tried.has(path)) return undefined;
+      tried.add(path);
+      return { kind: 'status', status: 409, code: 'ConditionalRequestConflict', when: 'before' };
+    };
+    const clock = { ...systemClock, sleep: () => new Promise<void>(setImmediate) };
+    const requests = new Requests(store, clock, () => {}, 25_000);
+    await createDisk(requests, 'd0', { size: 4 * 1024 * 1024, key: () => Buffer.alloc(32, 1) });
+    const options = { key: () => Buffer.alloc(32, 1), clock, watchMs: 0, writeBackMs: 1e9 };
+    const disk = await S3Disk.open(store, 'd0', options);
+    const bytes = Buffer.alloc(2 * 1024 * 1024, 5);
+    await write(disk, 4096, bytes);
+    await disk.checkpoint();
+    await disk.snapshot('one');
+    await disk.close();
+    expect(tried.size).toBeGreaterThan(8);
+    const again = await S3Disk.open(store, 'd0', options);
+    expect((await readAll(again, 4096, bytes.length)).equals(bytes)).toBe(true);
+    await again.close();
+    const { problems } = await checkDisk(await readingParts(requests, 'd0', options.key));
+    expect(problems).toEqual([]);
+    await deleteDisk(requests, 'd0', false);
+    expect([...server.objects(bucket).keys()]).toEqual([]);
+  });
+});
+
+describe('a deletion on condition', () => {
+  it('leaves what has another tag, and deletes where the server knows no such condition', async () => {
+    const etag = await put('k');
+    expect(await failure(() => store.delete(['k'], { ifMatch: 'other' }))).toMatchObject({
+      kind: 'precondition',
+    });
+    expect(server.objects(bucket).has('k')).toBe(true);
+    proxy.plan = ({ headers }) =>
+      headers['if-match'] === undefined
+        ? undefined
+        : { kind: 'status', status: 501, code: 'NotImplemented', when: 'before' };
+    await store.delete(['k'], { ifMatch: etag });
+    expect(server.objects(bucket).has('k')).toBe(false);
+    await store.delete(['k'], { ifMatch: etag });
   });
 });
 

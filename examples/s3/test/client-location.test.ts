@@ -4,10 +4,19 @@ import { describe, expect, it } from 'vitest';
 import { bucketAddress, parseLocation } from '../src/client/location.js';
 import { CONNECT_OPTIONS, connectOptions } from '../src/client/options.js';
 import { proxyFor } from '../src/client/proxy.js';
+import { homeOf, isPinName, pinName } from '../src/engine/names.js';
 
 describe('parseLocation', () => {
   it('takes a bucket and a prefix', () => {
     expect(parseLocation('s3://b-1.x/disks/d0/')).toEqual({ bucket: 'b-1.x', prefix: 'disks/d0' });
+  });
+
+  it('takes a prefix as long as leaves room for the names in it', () => {
+    const prefix = 'x'.repeat(880);
+    expect(parseLocation(`s3://bucket/${prefix}`).prefix).toBe(prefix);
+    const longest = `${homeOf(prefix, 'f'.repeat(32))}/${pinName('y'.repeat(100))}`;
+    expect(isPinName('y'.repeat(101))).toBe(false);
+    expect(longest.length).toBeLessThanOrEqual(1024);
   });
 
   it.each([
@@ -18,6 +27,13 @@ describe('parseLocation', () => {
     's3://bucket/a//b',
     's3://bucket/a/../b',
     's3://bucket/white space',
+    's3://bucket/a+b',
+    's3://bucket/a%20b',
+    's3://bucket/ünïcode',
+    's3://bucket/a//',
+    's3://bucket/..',
+    's3://bucket/a/./b',
+    `s3://bucket/${'x'.repeat(881)}`,
     's3://bu%63ket/a',
     '',
   ])('refuses %j and says what it wants', (location) => {

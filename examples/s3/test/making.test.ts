@@ -257,6 +257,18 @@ describe('one who deletes, and another', () => {
     }
   });
 
+  it.each(['', 'matches-nothing'])(
+    'of a store whose ETags are %j: the place is free',
+    async (etag) => {
+      const bucket = copyOf(afterClone);
+      const store = bucket.connect(1, 1);
+      const get = store.get.bind(store);
+      store.get = async (name, options) => ({ ...(await get(name, options)), etag });
+      await deleteDisk(requestsOf(store), TARGET, false);
+      expect(bucket.keys(`${TARGET}/`)).toEqual([]);
+    },
+  );
+
   it.each<[Name, Name]>([
     ['clone', 'delete the origin'],
     ['delete the origin', 'clone a snapshot'],

@@ -7,8 +7,9 @@ const byCode: Readonly<Record<string, FailureKind>> = {
   NoSuchBucket: 'no-bucket',
   NoSuchKey: 'not-found',
   PreconditionFailed: 'precondition',
-  ConditionalRequestConflict: 'precondition',
-  OperationAborted: 'precondition',
+  // 409: somebody, perhaps an earlier attempt of ours, is at it. It says nothing of what will be there: try again.
+  ConditionalRequestConflict: 'outage',
+  OperationAborted: 'outage',
   SlowDown: 'throttled',
   Throttling: 'throttled',
   ThrottlingException: 'throttled',

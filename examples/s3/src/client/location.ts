@@ -7,6 +7,9 @@
  */
 import { ArgumentError } from 'tcmu';
 
+/** A key has 1024 bytes at most (Amazon S3 User Guide, "Naming objects"), of which a disk needs up to 136. */
+const longestPrefix = 880;
+
 export interface BucketLocation {
   readonly bucket: string;
   /** Without slashes at its ends, never empty. */
@@ -30,6 +33,9 @@ export function parseLocation(location: string): BucketLocation {
   // HTTP clients and proxies take such segments out of a path.
   if (prefix.split('/').some((part) => part === '.' || part === '..')) {
     throw wrong('"." and ".." are not parts of a prefix');
+  }
+  if (prefix.length > longestPrefix) {
+    throw wrong(`a prefix has ${longestPrefix} characters at most`);
   }
   return { bucket, prefix };
 }

@@ -118,8 +118,10 @@ export class S3Store implements ObjectStore {
       return { ...this.#facts(reply, key), body };
     }
     const facts = this.#facts(reply, key);
-    if (reply.body.length !== Math.min(range.end, facts.size) - range.start) {
-      throw this.#error('outage', 'get', key, `${reply.body.length} bytes came of the range`);
+    const { length } = reply.body;
+    const first = Number(/^bytes (\d+)-/.exec(reply.headers['content-range'] ?? '')?.[1]);
+    if (first !== range.start || length !== Math.min(range.end, facts.size) - range.start) {
+      throw this.#error('outage', 'get', key, `${length} bytes came, from ${first} on`);
     }
     return { ...facts, body: reply.body };
   }
@@ -171,11 +173,27 @@ export class S3Store implements ObjectStore {
     const { startAfter, limit = Number.POSITIVE_INFINITY, signal } = options;
     let left = limit;
     let token: string | undefined;
+    let last = startAfter ?? '';
     do {
       if (left <= 0) return;
       const page = await this.#listPage(prefix, startAfter, Math.min(left, 1000), token, signal);
+      for (const { key } of page.objects) {
+        // The newest manifest and the end of the log are found by it. Keys are ASCII: their order is that of their bytes.
+        if (key <= last || !key.startsWith(prefix)) {
+          throw this.#error(
+            'bad-request',
+            'list',
+            prefix,
+            `${key} came after ${last}, out of order`,
+          );
+        }
+        last = key;
+      }
       left -= page.objects.length;
       yield* page.objects;
+      if (page.next !== undefined && page.next === token) {
+        throw this.#error('outage', 'list', prefix, 'the listing goes on where it was');
+      }
       token = page.next;
     } while (token !== undefined);
   }
@@ -275,11 +293,18 @@ export class S3Store implements ObjectStore {
     }
   }
 
-  #facts({ status, headers }: Reply, key: string): ObjectFacts {
+  #facts({ status, headers, body }: Reply, key: string): ObjectFacts {
+    const coding = headers['content-encoding'] ?? 'identity';
+    // Of what was put here nothing is coded.
+    if (coding !== 'identity' && coding !== '') {
+      const what = `the answer is coded (${coding}): what stands between us and the server must not change it`;
+      throw this.#error('bad-request', 'get', key, what);
+    }
+    // In chunks an answer has no length but its own.
     const size =
       status === 206
         ? Number(/^bytes \d+-\d+\/(\d+)$/.exec(headers['content-range'] ?? '')?.[1])
-        : Number(headers['content-length']);
+        : Number(headers['content-length'] ?? (body.length > 0 ? body.length : undefined));
     const modified = Date.parse(headers['last-modified'] ?? '');
     if (!Number.isSafeInteger(size) || Number.isNaN(modified)) {
       throw this.#error('outage', 'get', key, 'the answer lacks size or time of the object');
@@ -326,7 +351,8 @@ export class S3Store implements ObjectStore {
       const reply = await this.#transport.exchange({
         method,
         path: path + queryString(query),
-        headers: signed.headers,
+        // Without it any coding would do (RFC 9110, 12.5.3); not signed, since proxies change it.
+        headers: { ...signed.headers, 'accept-encoding': 'identity' },
         body,
         timeoutMs,
         signal,

@@ -221,15 +221,20 @@ export class Requests {
     return this.retry(
       `delete ${key}`,
       async () => {
-        try {
-          this.counters.gets++;
-          const { body, etag } = await this.objects.get(key, { signal: this.signal });
-          if (!isMeant(body)) return;
-          this.counters.deletes++;
-          await this.objects.delete([key], { signal: this.signal, ifMatch: etag });
-        } catch (error) {
-          const kind = failureKind(error);
-          if (kind !== 'not-found' && kind !== 'precondition') throw error;
+        // A store whose ETags don't match themselves (weak ones) is asked again without.
+        for (const isConditional of [true, false]) {
+          try {
+            this.counters.gets++;
+            const { body, etag } = await this.objects.get(key, { signal: this.signal });
+            if (!isMeant(body)) return;
+            const ifMatch = isConditional && etag !== '' ? etag : undefined;
+            this.counters.deletes++;
+            return await this.objects.delete([key], { signal: this.signal, ifMatch });
+          } catch (error) {
+            const kind = failureKind(error);
+            if (kind === 'not-found') return;
+            if (kind !== 'precondition') throw error;
+          }
         }
       },
       patience,

@@ -65,9 +65,8 @@ import { type PinPurpose, pinNow } from './snapshots.js';
 
 const MiB = 1024 * 1024;
 const KiB = 1024;
-/** Bytes of a segment of a clone's first log, and milliseconds it waits for a bucket that doesn't answer. */
+/** Bytes of a segment of a clone's first log. */
 const TAIL_SEGMENT = 4 * MiB;
-const TAIL_PATIENCE_MS = 25_000;
 
 export interface CreateOptions {
   /** Bytes: a multiple of the block size, from 1 MiB on. */
@@ -329,7 +328,7 @@ async function copyTail({ image }: DiskState, target: OpeningParts): Promise<voi
       dirtyLimit: 4 * TAIL_SEGMENT,
       residentLimit: 0,
       uploads: 4,
-      patience: TAIL_PATIENCE_MS,
+      patience: requests.patience,
       conditional: true,
       lease: 0,
     },
@@ -355,7 +354,7 @@ async function copyTail({ image }: DiskState, target: OpeningParts): Promise<voi
       }
     }
   }
-  await log.drain(TAIL_PATIENCE_MS);
+  await log.drain(requests.patience);
 }
 
 /**

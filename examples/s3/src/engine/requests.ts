@@ -100,17 +100,17 @@ export class Requests {
   };
   /** What makes way for those who wait. */
   readonly background: Background;
-  readonly #patience: number;
+  /** Milliseconds after which a caller is told `unreachable`. */
+  readonly patience: number;
   readonly #closing = new AbortController();
   #failingSince: number | undefined;
   #told = false;
 
-  /** @param patience milliseconds after which a caller is told `unreachable` */
   constructor(objects: ObjectStore, clock: Clock, log: Log, patience: number) {
     this.objects = objects;
     this.clock = clock;
     this.log = log;
-    this.#patience = patience;
+    this.patience = patience;
     // Every request and every wait under way listens.
     setMaxListeners(0, this.#closing.signal);
     this.background = new Background(clock, this.#closing.signal);
@@ -260,7 +260,7 @@ export class Requests {
    * @param patience milliseconds; default: the one of the constructor
    * @throws DiskError `unreachable`, `closed`; whatever waiting can't mend
    */
-  async retry<T>(what: string, run: () => Promise<T>, patience = this.#patience): Promise<T> {
+  async retry<T>(what: string, run: () => Promise<T>, patience = this.patience): Promise<T> {
     const began = this.clock.now();
     for (let attempt = 0; ; attempt++) {
       try {

@@ -4,6 +4,8 @@
  * `FAIL NAME …`. What a scenario leaves behind, or makes the kernel log, fails it and ends the run: the machine is
  * no longer what the next one expects. Exit code 1 when any failed.
  */
+import assert from 'node:assert/strict';
+import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Kit } from '../kernel/harness/kit.js';
@@ -24,6 +26,13 @@ async function complaints(kit: Kit): Promise<string[]> {
   return kernelProblems(fresh);
 }
 
+/** On a kernel with lockdep: it still looks. It stops for good, and not always loudly, when its tables are full. */
+function assertLockdepLooks(): void {
+  const statistics = '/proc/lockdep_stats';
+  if (!existsSync(statistics)) return;
+  assert.match(readFileSync(statistics, 'utf8'), /^ *debug_locks: +1$/m, 'lockdep is off');
+}
+
 let failed = false;
 for (const { name, run, timeoutSeconds = 120 } of chosen) {
   const started = Date.now();
@@ -38,6 +47,7 @@ for (const { name, run, timeoutSeconds = 120 } of chosen) {
     kit.assertNothingLeft();
     const found = await complaints(kit);
     if (found.length > 0) throw new Error(`kernel log: ${found.join(' | ')}`);
+    assertLockdepLooks();
     kit.destroy();
     end('pass');
   } catch (error) {

@@ -118,6 +118,9 @@ if [ -z "$taken" ]; then
 	refuse "no patches for kernel $series, and those for ${bases/ / and } don't apply to it (there are patches for:$(
 		cd "$here/patches" && printf ' %s' $(printf '%s\n' * | sort -V)))"
 fi
+note=''
+[ "$taken" = "$series" ] || note=", with the patches for $taken: never tested on $series"
+
 cp "$work/tree/$module" "$work/"
 # Ours must be found before the header of the same name in the kernel's headers.
 mkdir -p "$work/uapi/linux"
@@ -125,11 +128,9 @@ cp "$work/tree/$header" "$work/uapi/linux/"
 echo 'obj-m := target_core_user.o' >"$work/Kbuild"
 make -C "$headers" M="$work" NOSTDINC_FLAGS="-nostdinc -I$work/uapi" modules >"$work/log" 2>&1 || {
 	cat "$work/log" >&2
-	refuse "compiling for kernel $release failed (above)"
+	refuse "compiling failed (above) for kernel $release$note"
 }
-! grep -E 'warning:' "$work/log" >&2 || refuse 'the compiler has warnings (above)'
+! grep -E 'warning:' "$work/log" >&2 || refuse "the compiler has warnings (above) for kernel $release$note"
 mkdir -p "$out"
 cp "$work/target_core_user.ko" "$out/"
-note=''
-[ "$taken" = "$series" ] || note=", with the patches for $taken: never tested on $series"
 echo "$out/target_core_user.ko: zero copy for kernel $release$note"

@@ -128,12 +128,12 @@ describe('which patches are taken', () => {
   }
 
   /** What comes out for a kernel of this series whose source has these lines; the "compiler" copies. */
-  function outcome(series: string, source: readonly string[]) {
+  function outcome(series: string, source: readonly string[], compiled = '@true') {
     makeKernel();
     makeHeaders(`${series}.4`);
     writeFileSync(
       join(headers, 'Makefile'),
-      `kernelversion:\n\t@echo ${series}.4\nmodules:\n\t@cp $(M)/target_core_user.c $(M)/target_core_user.ko\n`,
+      `kernelversion:\n\t@echo ${series}.4\nmodules:\n\t${compiled}\n\t@cp $(M)/target_core_user.c $(M)/target_core_user.ko\n`,
     );
     const tree = join(headers, 'source');
     for (const file of [module, header]) {
@@ -178,6 +178,22 @@ describe('which patches are taken', () => {
     const { status, said } = outcome('6.6', lines('line of 6.6'));
     expect(status).toBe(2);
     expect(said).toMatch(/no patches for kernel 6\.6, and those for 6\.1 and 6\.12 don't apply/);
+  });
+
+  test.each([
+    [
+      '@echo file.c:1: no such function; false',
+      /no such function\n[\s\S]*compiling failed \(above\)/,
+    ],
+    [
+      '@echo "file.c:1: warning: odd"',
+      /file\.c:1: warning: odd\n[\s\S]*the compiler has warnings \(above\)/,
+    ],
+  ])("a neighbour's that apply and do not compile: %s", (compiled, message) => {
+    const { status, said } = outcome('7.0', lines('line of 6.12'), compiled);
+    expect(status).toBe(2);
+    expect(said).toMatch(message);
+    expect(said).toMatch(/for kernel 7\.0, with the patches for 6\.12: never tested on 7\.0\n$/);
   });
 
   test('a source that has changed beside a patch is not patched', () => {

@@ -10,6 +10,7 @@
 # build/zero-copy-debian/SUITE, and there, from its packages and as a user of it would, kernel/build.sh and the test
 # module are built. Downloads some 700 MB the first time; TCMU_ZERO_COPY_MIRROR names another mirror.
 set -eu
+[ $# -ge 2 ] || { echo "usage: ${0##*/} SUITE RELEASE [part of a name…]" >&2 && exit 2; }
 root=$(cd "$(dirname "$0")/../.." && pwd)
 suite=$1 release=$2
 shift 2
@@ -46,4 +47,5 @@ cp "$debian/work/target_core_user.ko" "$debian/work/bidi/tcmu_bidi_test.ko" "$ou
 touch "$out/built" # newer than what it was built from: the runner builds nothing
 
 cd "$root"
-TCMU_ZERO_COPY_KERNEL=$debian TCMU_ZERO_COPY_RELEASE=$release exec node scripts/test-zero-copy.mjs "$@"
+TCMU_ZERO_COPY_KERNEL=$debian TCMU_ZERO_COPY_RELEASE=$release TCMU_ZERO_COPY_SECONDS=1800 \
+	exec node scripts/test-zero-copy.mjs "$@"

@@ -882,7 +882,8 @@ export class S3Disk implements BlockStore {
           await this.#requests.background.ahead(log.drain(this.#patience));
           await this.#checkpointing;
         }
-        this.#zero(log, size, length);
+        // Another one may have come first.
+        if (size < this.size) this.#zero(log, size, this.size - size);
       }
       this.#setSize(log, size);
       await this.#flush();

@@ -105,6 +105,54 @@ describe.each<Kind>(['journal', 'restartFile'])('the local file (%s)', (kind) =>
     60_000,
   );
 
+  it.each([
+    [
+      'more notes than it takes data',
+      async (disk: S3Disk, model: Buffer) => {
+        for (const place of [0, 1]) {
+          await write(disk, place * 4096, block(7));
+          block(7).copy(model, place * 4096);
+        }
+        // A note is three times as long here as in the log: both files have their turn, and there is no third.
+        for (let i = 0; i < 2600; i++) await disk.unmap((2 + 2 * (i % 100)) * 4096, 4096);
+      },
+    ],
+    [
+      'a write in pieces, some of which arrive before the last one is noted',
+      async (disk: S3Disk, model: Buffer, goOn: () => void) => {
+        const bytes = Buffer.alloc(160 * KiB, 9);
+        const writing = write(disk, 64 * KiB, bytes);
+        goOn();
+        await writing;
+        bytes.copy(model, 64 * KiB);
+      },
+    ],
+  ])('has all of %s', async (what, change) => {
+    const path = join(dir, `${kind}-${what.slice(0, 8)}`);
+    const options = { [kind]: path, dirtyLimit: 64 * KiB, assumeDead: true };
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const client = bucket.connect();
+    const disk = await open(client, options);
+    const model = Buffer.alloc(MiB);
+    let arriving = 0;
+    bucket.fate = async (operation): Promise<Fate> => {
+      while (operation === 'put' && arriving-- <= 0) {
+        arriving = 0;
+        await new Promise((resolve) => setTimeout(resolve, 5));
+        if (client.dead) break;
+      }
+      return 'good';
+    };
+    await change(disk, model, () => {
+      arriving = 4;
+    });
+    client.kill(0);
+    const again = await open(bucket.connect(2), options);
+    expect((await readAll(again)).equals(model)).toBe(true);
+    await again.close();
+  });
+
   it('is not touched any more by a process that was replaced and lives on', async () => {
     const path = join(dir, `${kind}-replaced`);
     const options = { [kind]: path };

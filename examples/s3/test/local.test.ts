@@ -108,6 +108,7 @@ describe.each<Kind>(['journal', 'restartFile'])('the local file (%s)', (kind) =>
   it.each([
     [
       'more notes than it takes data',
+      64 * KiB,
       async (disk: S3Disk, model: Buffer) => {
         for (const place of [0, 1]) {
           await write(disk, place * 4096, block(7));
@@ -119,6 +120,7 @@ describe.each<Kind>(['journal', 'restartFile'])('the local file (%s)', (kind) =>
     ],
     [
       'a write in pieces, some of which arrive before the last one is noted',
+      80 * KiB,
       async (disk: S3Disk, model: Buffer, goOn: () => void) => {
         const bytes = Buffer.alloc(160 * KiB, 9);
         const writing = write(disk, 64 * KiB, bytes);
@@ -127,9 +129,9 @@ describe.each<Kind>(['journal', 'restartFile'])('the local file (%s)', (kind) =>
         bytes.copy(model, 64 * KiB);
       },
     ],
-  ])('has all of %s', async (what, change) => {
+  ])('has all of %s', async (what, dirtyLimit, change) => {
     const path = join(dir, `${kind}-${what.slice(0, 8)}`);
-    const options = { [kind]: path, dirtyLimit: 64 * KiB, assumeDead: true };
+    const options = { [kind]: path, dirtyLimit, assumeDead: true };
     const bucket = new MemoryBucket();
     await create(bucket.connect());
     const client = bucket.connect();
@@ -145,7 +147,7 @@ describe.each<Kind>(['journal', 'restartFile'])('the local file (%s)', (kind) =>
       return 'good';
     };
     await change(disk, model, () => {
-      arriving = 4;
+      arriving = 3;
     });
     client.kill(0);
     const again = await open(bucket.connect(2), options);

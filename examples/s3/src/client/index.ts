@@ -5,7 +5,9 @@
  * Contract: `connect` sends nothing to the bucket; what is wrong with options or files is an `ArgumentError`, what is wrong with
  * server, bucket or keys shows at the first request.
  */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
 import { ArgumentError } from 'tcmu';
 import type { ObjectStore } from '../object-store.js';
 import {
@@ -76,8 +78,16 @@ export async function connect(location: string, options: ConnectOptions = {}): P
   return { store, prefix };
 }
 
+/** Where the SDK looks for them. */
+const sharedFiles = (): string[] => [
+  process.env['AWS_CONFIG_FILE'] ?? join(homedir(), '.aws', 'config'),
+  process.env['AWS_SHARED_CREDENTIALS_FILE'] ?? join(homedir(), '.aws', 'credentials'),
+];
+
 /** The settings of a profile in the shared config and credentials files; empty when there is none. */
 async function readProfile(name: string | undefined): Promise<Record<string, string | undefined>> {
+  // Some MiB of code that is not loaded for nothing.
+  if (name === undefined && !sharedFiles().some((file) => existsSync(file))) return {};
   const { loadSharedConfigFiles } = await import('@smithy/core/config');
   const { configFile, credentialsFile } = await loadSharedConfigFiles({ ignoreCache: true });
   const wanted = name ?? 'default';

@@ -24,6 +24,7 @@ import {
   storedLength,
   tableEntry,
 } from './blob.js';
+import { Buffers } from './buffers.js';
 import {
   type ChunkRef,
   chunkRef,
@@ -266,6 +267,8 @@ export class Checkpointer {
     const lengths = entries.slice(1).map(({ raw }) => raw);
     const payload = Buffer.allocUnsafeSlow(lengths.reduce((sum, raw) => sum + raw, 0));
     this.#loadedBytes += payload.length;
+    const isPlain =
+      header.keyId === 0 && entries.slice(1).every(({ stored, raw }) => stored === raw);
     let at = 0;
     // Frame 0 is the list of changes.
     for (let first = 1, behind = 1; first < header.frames; first = behind) {
@@ -273,7 +276,11 @@ export class Checkpointer {
       behind = Math.min(first + frames, header.frames);
       const start = frameOffset(table, first);
       const range = { start, end: frameOffset(table, behind) };
-      const { body } = await requests.background.run(() => requests.get(key, { range }, FOREVER));
+      // What is stored as it is may come to where it belongs; what isn't is put there below, over nothing that is still to be read.
+      const into = isPlain ? payload.subarray(at) : undefined;
+      const { body } = await requests.background.run(() =>
+        requests.get(key, { range, into }, FOREVER),
+      );
       for (let frame = first, from = 0; frame < behind; frame++) {
         const stored = body.subarray(from, from + storedLength(table, frame));
         from += stored.length;
@@ -374,13 +381,21 @@ export class Checkpointer {
     loaded: ReadonlyMap<number, Buffer>,
   ): Promise<Updates> {
     const updates: Updates = new Map();
-    const { index } = this.#parts.image;
+    const { index, geometry } = this.#parts.image;
+    const buffers = new Buffers(geometry.chunkSize, WIDTH);
     const version = async (chunk: number): Promise<ChunkRef | undefined> => {
       if (index.isZero(chunk)) return undefined;
-      const frames = await this.#merge(chunk, loaded);
-      if (frames.every(({ length }) => length === 0)) return undefined;
+      const bytes = buffers.take();
+      const frames = await this.#merge(chunk, loaded, bytes);
+      if (frames.every(({ length }) => length === 0)) {
+        buffers.give(bytes);
+        return undefined;
+      }
       const name = chunkName(chunk, n, this.#parts.epoch);
-      return chunkRef(await this.#put(name, BlobKind.chunk, chunk, n, frames));
+      const ref = chunkRef(await this.#put(name, BlobKind.chunk, chunk, n, frames));
+      // Not after a failure: it may be on its way yet.
+      buffers.give(bytes);
+      return ref;
     };
     await inParallel(chunks, WIDTH, async (chunk) => {
       updates.set(chunk, await version(chunk));
@@ -390,10 +405,14 @@ export class Checkpointer {
   }
 
   /** A chunk's frames as they are now; empty ones are zeros. */
-  async #merge(chunk: number, loaded: ReadonlyMap<number, Buffer>): Promise<Buffer[]> {
+  async #merge(
+    chunk: number,
+    loaded: ReadonlyMap<number, Buffer>,
+    bytes: Buffer,
+  ): Promise<Buffer[]> {
     const { image, log } = this.#parts;
     const { blockSize, chunkSize, frameSize } = image.geometry;
-    const bytes = Buffer.alloc(chunkSize);
+    bytes.fill(0);
     const gaps: [start: number, end: number][] = [];
     const runs = image.index.of(chunk) ?? [];
     let covered = 0;

@@ -26,19 +26,19 @@ await() {
   done
 }
 
-# Nice, so that the initiator fills its queue first: docs/performance.md.
+# Idle priority: the initiator fills its queue first, in every mode, so that all handlers find as many commands a wake-up.
 serve() {
   case $1 in
-    c-memory) exec nice -n 10 "$BUILD/consumer" "$2" $size memory ;;
-    c-null) exec nice -n 10 "$BUILD/consumer" "$2" $size null ;;
-    c-file) exec nice -n 10 "$BUILD/consumer" "$2" $size file /mnt/file ;;
-    file) exec nice -n 10 "$NODE" "$CLI" /mnt/file --uio "$2" --serial bench ;;
-    null) exec nice -n 10 "$NODE" "$BUILD/handlers.js" null "$2" $size ;;
+    c-memory) exec chrt --idle 0 "$BUILD/consumer" "$2" $size memory ;;
+    c-null) exec chrt --idle 0 "$BUILD/consumer" "$2" $size null ;;
+    c-file) exec chrt --idle 0 "$BUILD/consumer" "$2" $size file /mnt/file ;;
+    file) exec chrt --idle 0 "$NODE" "$CLI" /mnt/file --uio "$2" --serial bench ;;
+    null) exec chrt --idle 0 "$NODE" "$BUILD/handlers.js" null "$2" $size ;;
     socket)
       rm -f /run/peer
       "$BUILD/peer" /run/peer &
       sleep 0.3
-      exec nice -n 10 "$NODE" "$BUILD/handlers.js" socket "$2" $size /run/peer
+      exec chrt --idle 0 "$NODE" "$BUILD/handlers.js" socket "$2" $size /run/peer
       ;;
   esac
 }

@@ -54,7 +54,7 @@ const STREAMS = 4;
 /** Share of the cache that is free as long as it has room for what nobody asked for. */
 const FREE_SHARE = 1 / 8;
 /** Frames that come together while there is room. */
-const GROUP_FRAMES = 4;
+const GROUP_FRAMES = 8;
 /** Share of the cache's memory that answers of the bucket of one size may keep for the next ones. */
 const ANSWER_SHARE = 1 / 64;
 

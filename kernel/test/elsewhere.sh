@@ -8,13 +8,14 @@
 #
 # As root, with debootstrap, qemu-system-x86 and a built package (`npm run build`). Debian's SUITE is unpacked into
 # build/zero-copy-debian/SUITE, and there, from its packages and as a user of it would, kernel/build.sh and the test
-# module are built. Downloads some 700 MB the first time; TCMU_ZERO_COPY_MIRROR names another mirror.
+# module are built. Downloads some 700 MB the first time, from apt's mirror or that in TCMU_ZERO_COPY_MIRROR.
 set -eu
 [ $# -ge 2 ] || { echo "usage: ${0##*/} SUITE RELEASE [part of a name…]" >&2 && exit 2; }
 root=$(cd "$(dirname "$0")/../.." && pwd)
 suite=$1 release=$2
 shift 2
-mirror=${TCMU_ZERO_COPY_MIRROR:-http://deb.debian.org/debian}
+mirror=${TCMU_ZERO_COPY_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | grep -v security | head -n 1)}
+[ -n "$mirror" ] || { echo "${0##*/}: apt knows no Debian mirror here: name one in TCMU_ZERO_COPY_MIRROR" >&2 && exit 2; }
 debian=$root/build/zero-copy-debian/$suite
 series=$(echo "$release" | cut -d. -f1-2)
 out=$root/build/zero-copy/$release

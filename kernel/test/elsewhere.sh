@@ -37,14 +37,14 @@ inside apt-get -q install -y --no-install-recommends -t "$suite" \
 	"linux-headers-$release" "linux-image-$release" "linux-source-$series"
 ln -sf "boot/vmlinuz-$release" "$debian/image"
 
-rm -rf "$debian/work"
-mkdir -p "$debian/work/bidi" "$out"
-cp -r "$root/kernel" "$debian/work/"
-cp "$root/kernel/test/tcmu_bidi_test.c" "$debian/work/bidi/"
-echo 'obj-m := tcmu_bidi_test.o' >"$debian/work/bidi/Kbuild"
-inside /work/kernel/build.sh --kernel "$release" --out /work
-inside make -s -C "/usr/src/linux-headers-$release" M=/work/bidi modules
-cp "$debian/work/target_core_user.ko" "$debian/work/bidi/tcmu_bidi_test.ko" "$out/"
+rm -rf "$debian/root/module"
+mkdir -p "$debian/root/module/bidi" "$out"
+cp -r "$root/kernel" "$debian/root/module/"
+cp "$root/kernel/test/tcmu_bidi_test.c" "$debian/root/module/bidi/"
+echo 'obj-m := tcmu_bidi_test.o' >"$debian/root/module/bidi/Kbuild"
+inside /root/module/kernel/build.sh --kernel "$release" --out /root/module
+inside make -s -C "/usr/src/linux-headers-$release" M=/root/module/bidi modules
+cp "$debian/root/module/target_core_user.ko" "$debian/root/module/bidi/tcmu_bidi_test.ko" "$out/"
 touch "$out/built" # newer than what it was built from: the runner builds nothing
 
 cd "$root"

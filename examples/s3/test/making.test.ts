@@ -5,7 +5,7 @@
  */
 import { beforeAll, describe, expect, it } from 'vitest';
 import { checkDisk, cloneDisk, createDisk, deleteDisk, readingParts } from '../src/engine/admin.js';
-import type { ObjectStore } from '../src/object-store.js';
+import { type ObjectStore, ObjectStoreError } from '../src/object-store.js';
 import { S3Disk } from '../src/s3-disk.js';
 import {
   create,
@@ -328,4 +328,17 @@ describe('one who is killed at any request, and another after it', () => {
       }
     },
   );
+});
+
+it('a bucket that takes no record and shows none ends the making, and does not go on for ever', async () => {
+  const store = new MemoryBucket().connect();
+  let claims = 0;
+  store.put = async (key) => {
+    claims++;
+    throw new ObjectStoreError('precondition', `put ${key}`);
+  };
+  await expect(
+    createDisk(requestsOf(store), TARGET, { size: MiB, ...GEOMETRY }),
+  ).rejects.toMatchObject({ failure: 'in-use' });
+  expect(claims).toBeLessThan(100);
 });

@@ -65,6 +65,8 @@ import { type PinPurpose, pinNow } from './snapshots.js';
 
 const MiB = 1024 * 1024;
 const KiB = 1024;
+/** How often a place is claimed that is taken then, and free a moment later. */
+const PLACE_ATTEMPTS = 16;
 /** Bytes of a segment of a clone's first log. */
 const TAIL_SEGMENT = 4 * MiB;
 
@@ -162,9 +164,10 @@ async function make(
   }
 }
 
-/** @throws DiskError `exists`, `unfinished` */
+/** @throws DiskError `exists`, `unfinished`, `in-use` */
 async function takePlace(requests: Requests, place: string, record: DiskRecord): Promise<void> {
-  for (;;) {
+  const where = `${requests.objects.description}/${place}`;
+  for (let attempt = 0; attempt < PLACE_ATTEMPTS; attempt++) {
     try {
       if (await requests.claim(`${place}/${diskName}`, [encodeJson(record)])) return;
       await loadDisk(requests, place);
@@ -178,9 +181,13 @@ async function takePlace(requests: Requests, place: string, record: DiskRecord):
     }
     throw new DiskError(
       'exists',
-      `${requests.objects.description}/${place}: there is a disk already; take another name, or delete it`,
+      `${where}: there is a disk already; take another name, or delete it`,
     );
   }
+  throw new DiskError(
+    'in-use',
+    `${where}: taken whenever it was claimed, and free whenever it was looked at: others make and delete disks there, or the bucket doesn't show what it has`,
+  );
 }
 
 /** What reading a disk without serving it takes. */

@@ -1,8 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A log that is full takes changes in step with the checkpoint that makes it shorter. */
+import { MemoryDataOut } from 'tcmu/store';
 import { describe, expect, it } from 'vitest';
 import { type Freed, type LogLength, Pace } from '../src/engine/pace.js';
-import { create, KiB, MiB, open, quickClock, readAll, write } from './support/disk.js';
+import type { S3Disk } from '../src/s3-disk.js';
+import {
+  causeOf,
+  create,
+  KiB,
+  MiB,
+  open,
+  quickClock,
+  readAll,
+  request,
+  write,
+} from './support/disk.js';
 import { type Fate, MemoryBucket } from './support/memory-objects.js';
 import { randomNumbers } from './support/random.js';
 
@@ -165,6 +177,83 @@ describe('a disk whose log is full', () => {
     const reader = await open(bucket.connect(), { mode: 'follow' });
     expect((await readAll(reader)).equals(expected)).toBe(true);
     await reader.close();
+  });
+
+  /** Its checkpoint is held back by the bucket, and changes of all kinds wait for it, with patience without end. */
+  async function withWaiting() {
+    const bucket = new MemoryBucket();
+    await create(bucket.connect(), { size: 4 * MiB, ...sizes });
+    const disk = await open(bucket.connect(), options);
+    let letGo = (_: Fate): void => {};
+    const held = new Promise<Fate>((resolve) => {
+      letGo = resolve;
+    });
+    let isHeld = false;
+    bucket.fate = async (operation, key): Promise<Fate> => {
+      if (operation !== 'put' || !/\/[cm]\//.test(key)) return 'good';
+      isHeld = true;
+      return held;
+    };
+    const data = Buffer.alloc(32 * KiB, 1);
+    let waiting: unknown;
+    for (let at = 0; waiting === undefined; at += data.length) {
+      waiting = disk.write(at % disk.size, new MemoryDataOut(data), request());
+      if (waiting === undefined) await disk.flush();
+      // When its first chunk is on its way a checkpoint has loaded all it needs: it wakes nobody before that has arrived.
+      const isFull = disk.statistics().logBytes > options.logLimit;
+      if (isFull) await expect.poll(() => isHeld).toBe(true);
+    }
+    // There is nothing else to wait for: all that was written is in the bucket.
+    expect(disk.statistics().dirtyBytes).toBe(0);
+    expect(disk.statistics().logBytes).toBeGreaterThan(1.7 * options.logLimit);
+    const ends: unknown[] = [];
+    const changes = [
+      () => waiting,
+      // More than there is room for while anything makes the log shorter.
+      ...Array.from({ length: 10 }, () => () => write(disk, 0, data, true)),
+      () => disk.unmap(0, data.length),
+      () => disk.writeSame(0, data.length, data),
+      () => disk.compareAndWrite(0, data, data),
+    ];
+    for (const change of changes) {
+      Promise.resolve(change()).then(
+        () => ends.push('done'),
+        async (error) => ends.push(await causeOf(() => Promise.reject(error))),
+      );
+    }
+    await settled();
+    expect(ends).toEqual([]);
+    return { bucket, disk, letGo, ends, count: changes.length };
+  }
+
+  it('tells those who wait at once that it is closed', async () => {
+    const { disk, letGo, ends, count } = await withWaiting();
+    const closing = disk.close();
+    await expect.poll(() => ends).toEqual(Array(count).fill('ERR_TCMU_S3_CLOSED'));
+    // It was the end of nothing that told them.
+    expect(disk.statistics().checkpoints).toBe(0);
+    letGo('good');
+    await closing;
+  });
+
+  it('tells those who wait at once that another writer has it', async () => {
+    const { bucket, disk, letGo, ends, count } = await withWaiting();
+    const second = await open(bucket.connect(2));
+    expect(await causeOf(() => disk.flush())).toBe('ERR_TCMU_S3_FENCED');
+    await expect.poll(() => ends).toEqual(Array(count).fill('ERR_TCMU_S3_FENCED'));
+    expect(disk.statistics().checkpoints).toBe(0);
+    letGo('good');
+    await disk.close();
+    await second.close();
+  });
+
+  it('lets those who wait go when the checkpoint has failed', async () => {
+    const { bucket, disk, letGo, ends, count } = await withWaiting();
+    letGo({ before: 'bad-request' });
+    await expect.poll(() => ends).toEqual(Array(count).fill('done'));
+    expect(disk.statistics().checkpoints).toBe(0);
+    bucket.fate = () => 'good';
+    await disk.close();
   });
 
   it('gets shorter when all that is in it is a block here and there', async () => {

@@ -3,7 +3,6 @@
 import { MemoryDataOut } from 'tcmu/store';
 import { describe, expect, it } from 'vitest';
 import { type Freed, type LogLength, Pace } from '../src/engine/pace.js';
-import type { S3Disk } from '../src/s3-disk.js';
 import {
   causeOf,
   create,

@@ -34,11 +34,19 @@ export function parseListPage(xml: string): ListPage {
 export interface Refusal {
   readonly code: string;
   readonly message: string;
+  /** Where the bucket is, if it says so. */
+  readonly region: string | undefined;
+  readonly endpoint: string | undefined;
 }
 
-/** S3's code and message for a request, or for one key of a batch; empty when the answer has none. */
+/** What S3 says of a request, or of one key of a batch; code and message are empty when the answer has none. */
 export function parseRefusal(xml: string): Refusal {
-  return { code: element(xml, 'Code') ?? '', message: element(xml, 'Message') ?? '' };
+  return {
+    code: element(xml, 'Code') ?? '',
+    message: element(xml, 'Message') ?? '',
+    region: element(xml, 'Region'),
+    endpoint: element(xml, 'Endpoint'),
+  };
 }
 
 /** The keys of a batch that were not deleted. */

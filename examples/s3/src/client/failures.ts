@@ -19,6 +19,8 @@ const byCode: Readonly<Record<string, FailureKind>> = {
   ExpiredToken: 'credentials',
   TokenRefreshRequired: 'credentials',
   RequestTimeTooSkewed: 'clock-skew',
+  // Of a bucket that is new: until its name has got round.
+  TemporaryRedirect: 'outage',
   // The bytes were spoilt or held up on their way.
   RequestTimeout: 'outage',
   IncompleteBody: 'outage',

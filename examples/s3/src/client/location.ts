@@ -61,7 +61,7 @@ export interface AddressOptions {
 /** @throws ArgumentError when the endpoint is not an http or https URL, or region or endpoint can't go into one */
 export function bucketAddress(options: AddressOptions): BucketAddress {
   const { bucket, endpoint, region } = options;
-  if (endpoint === undefined && !/^[a-z0-9-]+$/.test(region)) {
+  if (endpoint === undefined && !isRegion(region, endpoint)) {
     throw new ArgumentError(`region ${JSON.stringify(region)} is not a region's name`, {
       operation: 'find endpoint',
     });
@@ -75,6 +75,11 @@ export function bucketAddress(options: AddressOptions): BucketAddress {
   }
   const host = `${bucket}.${url.host}`;
   return { origin: `${url.protocol}//${host}`, host, path: base };
+}
+
+/** Whether a region can be called so: Amazon's are parts of host names, others' of what is signed. */
+export function isRegion(name: string, endpoint: string | undefined): boolean {
+  return (endpoint === undefined ? /^[a-z0-9-]{1,63}$/ : /^[\w.-]{1,63}$/).test(name);
 }
 
 function amazonEndpoint(region: string): string {

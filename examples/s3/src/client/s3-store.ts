@@ -4,7 +4,7 @@
  *
  * Contract: that of `ObjectStore`. A call sends its request a second time only where the server has refused the first one unseen, for what this
  * client can mend by itself: credentials that had been renewed elsewhere, a clock that is wrong, a bucket in another region. A change whose fate is
- * unknown is never repeated here.
+ * unknown is never repeated here. Of a redirection only the region is taken: no request goes to a host that an answer names.
  */
 import { createHash } from 'node:crypto';
 import {
@@ -31,7 +31,7 @@ import {
 } from './answers.js';
 import type { CredentialSource, Credentials } from './credentials.js';
 import { kindOf, remedies } from './failures.js';
-import { type AddressOptions, type BucketAddress, bucketAddress } from './location.js';
+import { type AddressOptions, type BucketAddress, bucketAddress, isRegion } from './location.js';
 import { Signer } from './signer.js';
 import { type Reply, Transport, TransportError, type TransportOptions } from './transport.js';
 
@@ -62,6 +62,20 @@ interface Request {
   readonly into?: Buffer | undefined;
 }
 
+/** How the bucket is reached: never changed, but replaced, so that a request is of one piece. */
+interface Route {
+  readonly address: BucketAddress;
+  readonly signer: Signer;
+  readonly transport: Transport;
+}
+
+/** An answer, and what the request was sent with. */
+interface Sent {
+  readonly reply: Reply;
+  readonly route: Route;
+  readonly credentials: Credentials;
+}
+
 const sha256OfNothing = createHash('sha256').digest('hex');
 /** An uplink below 256 KiB/s with many requests at a time is no place for a disk. */
 const bytesPerMs = 256;
@@ -73,25 +87,21 @@ const skewWorthMending = 60_000;
 export class S3Store implements ObjectStore {
   readonly #options: S3StoreOptions;
   readonly #signBodies: boolean;
-  #address: BucketAddress;
-  #signer: Signer;
-  #transport: Transport;
-  /** Those of addresses left behind. */
-  readonly #retired: Transport[] = [];
+  #route: Route;
+  /** By origin. */
+  readonly #transports = new Map<string, Transport>();
   /** DeleteObjects works here; undefined until tried. */
   #batches: boolean | undefined;
   #closed = false;
 
   constructor(options: S3StoreOptions) {
     this.#options = options;
-    this.#address = bucketAddress(options);
-    this.#signBodies = options.signBodies ?? !this.#address.origin.startsWith('https:');
-    this.#signer = new Signer(options.region, options.credentials);
-    this.#transport = this.#newTransport(this.#address.origin);
+    this.#route = this.#routeBy(options.region, 0);
+    this.#signBodies = options.signBodies ?? !this.#route.address.origin.startsWith('https:');
   }
 
   get description(): string {
-    return `s3://${this.#options.bucket} at ${this.#options.endpoint ?? this.#address.origin}`;
+    return `s3://${this.#options.bucket} at ${this.#options.endpoint ?? this.#route.address.origin}`;
   }
 
   async get(key: string, options: GetOptions = {}): Promise<GetResult> {
@@ -200,7 +210,7 @@ export class S3Store implements ObjectStore {
 
   async close(): Promise<void> {
     this.#closed = true;
-    await Promise.all([this.#transport, ...this.#retired].map((transport) => transport.close()));
+    await Promise.all([...this.#transports.values()].map((transport) => transport.close()));
   }
 
   async #listPage(
@@ -316,19 +326,22 @@ export class S3Store implements ObjectStore {
   async #send(request: Request): Promise<Reply> {
     const mended = new Set<Cure>();
     for (;;) {
-      const { reply, credentials } = await this.#exchange(request);
+      const sent = await this.#exchange(request);
+      const { reply } = sent;
       if (reply.status >= 200 && reply.status < 300) return reply;
-      const text = reply.body.toString();
-      const refusal = parseRefusal(text);
-      const cure = await this.#mend(reply, refusal, text, credentials);
-      if (cure === undefined || mended.has(cure)) throw this.#refused(request, reply, refusal);
+      const refusal = parseRefusal(reply.body.toString());
+      const cure = cureFor(reply.status, refusal.code);
+      const isMended =
+        cure !== undefined && !mended.has(cure) && (await this.#mend(cure, refusal, sent));
+      if (!isMended) throw this.#refused(request, reply, refusal);
       mended.add(cure);
     }
   }
 
-  async #exchange(request: Request): Promise<{ reply: Reply; credentials: Credentials }> {
+  async #exchange(request: Request): Promise<Sent> {
     const { method, key, query = {}, headers = {}, body = [], operation, signal } = request;
-    const { host, path: base } = this.#address;
+    const route = this.#route;
+    const { host, path: base } = route.address;
     const path = key === undefined ? base || '/' : `${base}/${encodePath(key)}`;
     const bytes = body.reduce((sum, part) => sum + part.length, request.expectedBytes ?? 0);
     const timeoutMs = this.#options.requestTimeoutMs + bytes / bytesPerMs;
@@ -339,7 +352,7 @@ export class S3Store implements ObjectStore {
       headers: { ...headers, host, 'x-amz-content-sha256': this.#payloadHash(body) },
     };
     // Signing can wait for credentials, which come over networks too.
-    const signed = await within(this.#signer.sign(signable), timeoutMs, signal).catch(
+    const signed = await within(route.signer.sign(signable), timeoutMs, signal).catch(
       (error: unknown) => {
         if (error instanceof ObjectStoreError) throw error;
         const kind = signal?.aborted ? 'aborted' : 'credentials';
@@ -348,7 +361,7 @@ export class S3Store implements ObjectStore {
       },
     );
     try {
-      const reply = await this.#transport.exchange({
+      const reply = await route.transport.exchange({
         method,
         path: path + queryString(query),
         // Without it any coding would do (RFC 9110, 12.5.3); not signed, since proxies change it.
@@ -358,7 +371,7 @@ export class S3Store implements ObjectStore {
         signal,
         into: request.into,
       });
-      return { reply, credentials: signed.credentials };
+      return { reply, route, credentials: signed.credentials };
     } catch (error) {
       if (!(error instanceof TransportError)) throw error;
       const kind = error.reason === 'aborted' || this.#closed ? 'aborted' : 'outage';
@@ -369,48 +382,42 @@ export class S3Store implements ObjectStore {
     }
   }
 
-  /** What could be done about a refusal, so that the request is worth sending again. */
-  async #mend(
-    { status, headers }: Reply,
-    { code }: Refusal,
-    text: string,
-    used: Credentials,
-  ): Promise<Cure | undefined> {
-    if (code === 'RequestTimeTooSkewed') {
-      const offset = Date.parse(headers['date'] ?? '') - Date.now();
-      if (!(Math.abs(offset - this.#signer.clockOffset) > skewWorthMending)) return undefined;
-      this.#signer.clockOffset = offset;
-      return 'clock';
+  /**
+   * Puts right what a request was refused for. Others may have been refused for the same, and have done it already.
+   * @returns whether the request is worth sending again
+   */
+  async #mend(cure: Cure, refusal: Refusal, { reply, route, credentials }: Sent): Promise<boolean> {
+    const { headers } = reply;
+    const { region, clockOffset } = route.signer;
+    const now = this.#route.signer;
+    switch (cure) {
+      case 'credentials':
+        return this.#options.credentials.refresh(credentials);
+      case 'clock': {
+        const offset = Date.parse(headers['date'] ?? '') - Date.now();
+        if (!(Math.abs(offset - clockOffset) > skewWorthMending)) return false;
+        this.#route = this.#routeBy(now.region, offset);
+        return true;
+      }
+      case 'region': {
+        const named = headers['x-amz-bucket-region'] ?? refusal.region ?? '';
+        if (named === region || !isRegion(named, this.#options.endpoint)) return false;
+        if (named !== now.region) this.#route = this.#routeBy(named, now.clockOffset);
+        return true;
+      }
     }
-    // Keys that are gone may have been replaced where they come from.
-    if (kindOf(status, code) === 'credentials' || code === 'InvalidAccessKeyId') {
-      return (await this.#options.credentials.refresh(used)) ? 'credentials' : undefined;
-    }
-    if ([301, 307, 400].includes(status)) {
-      const region =
-        headers['x-amz-bucket-region'] ?? /<Region>([a-z0-9-]+)<\/Region>/.exec(text)?.[1];
-      if (region === undefined || region === this.#signer.region) return undefined;
-      this.#moveTo(region);
-      return 'region';
-    }
-    return undefined;
   }
 
-  #moveTo(region: string): void {
-    const { clockOffset } = this.#signer;
-    this.#signer = new Signer(region, this.#options.credentials);
-    this.#signer.clockOffset = clockOffset;
+  #routeBy(region: string, clockOffset: number): Route {
+    const { credentials, connection, proxy } = this.#options;
     const address = bucketAddress({ ...this.#options, region });
-    if (address.origin !== this.#address.origin) {
-      this.#retired.push(this.#transport);
-      this.#transport = this.#newTransport(address.origin);
+    const { origin } = address;
+    let transport = this.#transports.get(origin);
+    if (transport === undefined) {
+      transport = new Transport({ ...connection, origin, proxy: proxy(origin) });
+      this.#transports.set(origin, transport);
     }
-    this.#address = address;
-  }
-
-  #newTransport(origin: string): Transport {
-    const { connection, proxy } = this.#options;
-    return new Transport({ ...connection, origin, proxy: proxy(origin) });
+    return { address, signer: new Signer(region, credentials, clockOffset), transport };
   }
 
   #payloadHash(body: readonly Uint8Array[]): string {
@@ -421,10 +428,12 @@ export class S3Store implements ObjectStore {
     return hash.digest('hex');
   }
 
-  #refused(request: Request, { status, headers }: Reply, { code, message }: Refusal) {
+  #refused(request: Request, { status, headers }: Reply, { code, message, endpoint }: Refusal) {
     const kind = kindOf(status, code);
     const id = headers['x-amz-request-id'];
-    const said = [status, code, message].filter(Boolean).join(' ');
+    const elsewhere = status < 400 ? endpoint || headers['location'] : undefined;
+    const named = elsewhere === undefined ? '' : `it names ${elsewhere}`;
+    const said = [status, code, message, named].filter(Boolean).join(' ');
     return this.#error(
       kind,
       request.operation,
@@ -456,6 +465,13 @@ export class S3Store implements ObjectStore {
 
 /** What a refusal could be about that this client can put right. */
 type Cure = 'clock' | 'credentials' | 'region';
+
+function cureFor(status: number, code: string): Cure | undefined {
+  if (code === 'RequestTimeTooSkewed') return 'clock';
+  // Keys that are gone may have been replaced where they come from.
+  if (kindOf(status, code) === 'credentials' || code === 'InvalidAccessKeyId') return 'credentials';
+  return [301, 307, 400].includes(status) ? 'region' : undefined;
+}
 
 function changes({ method }: Request): boolean {
   return method !== 'GET' && method !== 'HEAD';

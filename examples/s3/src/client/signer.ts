@@ -2,8 +2,8 @@
 /**
  * Signature Version 4 of a request's headers, by `aws4`, which is some 4 MiB less of code than the SDK's own package; the tests compare the two.
  *
- * Contract: signs with the credentials that the provider answers at that moment, and with a clock that can be corrected by what the
- * server says of its own. All headers given are signed.
+ * Contract: signs with the credentials that the provider answers at that moment, and with our clock, corrected by what is known of the
+ * server's. All headers given are signed.
  */
 import aws4 from 'aws4';
 import type { CredentialSource, Credentials } from './credentials.js';
@@ -28,13 +28,14 @@ const extraHeadersToInclude = { range: true };
 
 export class Signer {
   readonly region: string;
-  /** Milliseconds that the server's clock is ahead of ours. */
-  clockOffset = 0;
+  readonly clockOffset: number;
   readonly #source: CredentialSource;
 
-  constructor(region: string, source: CredentialSource) {
+  /** @param clockOffset milliseconds that the server's clock is ahead of ours */
+  constructor(region: string, source: CredentialSource, clockOffset = 0) {
     this.region = region;
     this.#source = source;
+    this.clockOffset = clockOffset;
   }
 
   /** @throws ObjectStoreError of kind `credentials` when there are none */

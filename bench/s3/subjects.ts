@@ -102,12 +102,16 @@ export const subjects = {
         argv: [
           process.execPath,
           // As the command line starts itself.
-          '--max-semi-space-size=2',
+          '--max-semi-space-size=1',
           '--single-threaded-gc',
           join(programs, 'server.mjs'),
           JSON.stringify(plan),
         ],
-        env: { MALLOC_ARENA_MAX: '1' },
+        env: {
+          MALLOC_ARENA_MAX: '1',
+          MALLOC_MMAP_THRESHOLD_: '131072',
+          MALLOC_TRIM_THRESHOLD_: '131072',
+        },
         ready: (output) => output.includes('ready'),
         fio: overNbd(socket),
       };

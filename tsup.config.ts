@@ -8,6 +8,7 @@ export default defineConfig({
     store: 'lib/store/index.ts',
     target: 'lib/target/index.ts',
     sim: 'lib/sim/index.ts',
+    program: 'lib/program/index.ts',
     cli: 'lib/cli/main.ts',
   },
   format: ['esm', 'cjs'],

@@ -132,9 +132,27 @@ export class Served {
     if (parts.signals) this.#listen();
   }
 
+  /** The backstore's name. */
+  get name(): string {
+    return this.backstore.name;
+  }
+
   /** `/dev/sda`, when it is exported over loopback and is a disk. */
   get disk(): string | undefined {
     return this.loopback?.blockPath;
+  }
+
+  /**
+   * How to reach it, for people: the disk's path, the iSCSI URL, QEMU's arguments; and that it was taken back,
+   * if it was.
+   */
+  get reach(): string {
+    const place =
+      this.disk ??
+      this.iscsi?.url ??
+      this.vhost?.qemuArguments.join(' ') ??
+      `${this.uioPath}, exported to nobody`;
+    return this.recovered ? `${place}, taken back` : place;
   }
 
   /** Capacity in bytes: the store's, now; of a raw handler what it was served with. */

@@ -41,7 +41,7 @@ const [{ files, filename, size }] = JSON.parse(run('npm', ['pack', '--dry-run', 
 const paths = files.map(({ path }) => path);
 for (const needed of [
   ...['x64', 'arm64'].map((arch) => `prebuilds/linux-${arch}/tcmu.glibc.node`),
-  ...['index', 'scsi', 'store', 'target', 'sim'].flatMap((entry) =>
+  ...['index', 'scsi', 'store', 'target', 'sim', 'program'].flatMap((entry) =>
     ['js', 'cjs', 'd.ts', 'd.cts'].map((ending) => `dist/${entry}.${ending}`),
   ),
   ...['LICENSE', 'README.md', 'dist/cli.js'],

@@ -99,7 +99,7 @@ test('every block compiles', async () => {
   const paths: Record<string, string[]> = {
     tcmu: [join(root, 'lib/index.ts')],
   };
-  for (const entry of ['scsi', 'store', 'target', 'sim'])
+  for (const entry of ['scsi', 'store', 'target', 'sim', 'program'])
     paths[`tcmu/${entry}`] = [join(root, `lib/${entry}/index.ts`)];
   const config = {
     extends: join(root, 'tsconfig.json'),

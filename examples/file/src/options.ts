@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The command line: what may be said, and what it means. Nothing is opened here but a password file. */
-import { readFileSync, statSync } from 'node:fs';
-import { parseArgs } from 'node:util';
-import { parseSize } from 'tcmu/store';
+import { CommandLine, DEVICE_OPTIONS, deviceOptions, FLAG, TEXT, UsageError } from 'tcmu/program';
 
 export const HELP = `Serve a raw file or block device as a SCSI disk of this machine, over iSCSI, or to a virtual machine.
 
@@ -72,21 +70,6 @@ SIGHUP: look at the file's size again (after truncate -s, lvextend …) and resi
 Exit codes: 0 ended by a signal, 1 failure, 2 wrong usage.
 `;
 
-/** A mistake on the command line. */
-export class UsageError extends Error {}
-
-export interface IscsiChoice {
-  iqn: string;
-  portals: string[];
-  initiators: string[];
-  anyone: boolean;
-  chap: { user: string; password: string } | undefined;
-}
-
-export type ExportChoice =
-  | { type: 'loopback' | 'vhost' | 'none' }
-  | ({ type: 'iscsi' } & IscsiChoice);
-
 export interface Options {
   path: string;
   /** Empty with `uio`: the device has its name already. */
@@ -104,125 +87,84 @@ export interface Options {
   io: 'auto' | 'inline' | 'pool';
   allowedDirectory: string | undefined;
   allowShrink: boolean;
-  export: ExportChoice;
-  maxSectors: number | undefined;
+  device: ReturnType<typeof deviceOptions>;
   zeroCopy: 'never' | 'auto' | 'always';
   zeroCopyScrub: boolean;
-  dataAreaMb: number | undefined;
-  ringMb: number | undefined;
-  timeout: number | undefined;
-  concurrency: number | undefined;
   express: boolean;
   nice: number | undefined;
-  recover: boolean;
   serial: string | undefined;
   uio: string | undefined;
   json: boolean;
 }
 
-const FLAG = { type: 'boolean', default: false } as const;
-const TEXT = { type: 'string' } as const;
-const LIST = { type: 'string', multiple: true } as const;
-
-function read(args: readonly string[]) {
-  try {
-    return parseArgs({
-      args: [...args],
-      allowPositionals: true,
-      options: {
-        name: TEXT,
-        size: TEXT,
-        'block-size': TEXT,
-        'physical-block-size': TEXT,
-        'read-only': FLAG,
-        thick: FLAG,
-        bandwidth: TEXT,
-        removable: FLAG,
-        state: TEXT,
-        'no-write-cache': FLAG,
-        direct: FLAG,
-        io: TEXT,
-        'allow-dir': TEXT,
-        'allow-shrink': FLAG,
-        export: TEXT,
-        iqn: TEXT,
-        portal: LIST,
-        initiator: LIST,
-        anyone: FLAG,
-        'chap-user': TEXT,
-        'chap-password-file': TEXT,
-        'max-sectors': TEXT,
-        'data-area-mb': TEXT,
-        'ring-mb': TEXT,
-        'zero-copy': TEXT,
-        'no-zero-copy-scrub': FLAG,
-        timeout: TEXT,
-        concurrency: TEXT,
-        'no-express': FLAG,
-        nice: TEXT,
-        recover: FLAG,
-        serial: TEXT,
-        uio: TEXT,
-        json: FLAG,
-        help: { ...FLAG, short: 'h' },
-        version: FLAG,
-      },
-    });
-  } catch (error) {
-    throw new UsageError((error as Error).message);
-  }
-}
-
-type Values = ReturnType<typeof read>['values'];
+const OPTIONS = {
+  name: TEXT,
+  size: TEXT,
+  'block-size': TEXT,
+  'physical-block-size': TEXT,
+  'read-only': FLAG,
+  thick: FLAG,
+  bandwidth: TEXT,
+  removable: FLAG,
+  state: TEXT,
+  'no-write-cache': FLAG,
+  direct: FLAG,
+  io: TEXT,
+  'allow-dir': TEXT,
+  'allow-shrink': FLAG,
+  ...DEVICE_OPTIONS,
+  'zero-copy': TEXT,
+  'no-zero-copy-scrub': FLAG,
+  'no-express': FLAG,
+  nice: TEXT,
+  serial: TEXT,
+  uio: TEXT,
+  json: FLAG,
+  help: { ...FLAG, short: 'h' },
+  version: FLAG,
+} as const;
 
 /** @throws UsageError */
 export function parseOptions(
   args: readonly string[],
   env: NodeJS.ProcessEnv = process.env,
 ): Options | 'help' | 'version' {
-  const { values, positionals } = read(args);
-  if (values.help) return 'help';
-  if (values.version) return 'version';
-  const [path, ...more] = positionals;
+  const line = new CommandLine(args, OPTIONS);
+  if (line.flag('help')) return 'help';
+  if (line.flag('version')) return 'version';
+  const [path, ...more] = line.words;
   if (path === undefined) throw new UsageError('which file or block device? Give its path');
   if (more.length > 0) throw new UsageError(`one path only: ${more.join(' ')} is too much`);
+  const uio = line.text('uio');
   return {
     path,
-    name: deviceName(values),
-    size: sizeOf('size', values.size),
-    blockSize: number(values, 'block-size', [512, 1024, 2048, 4096]),
-    physicalBlockSize: number(values, 'physical-block-size', PHYSICAL_BLOCK_SIZES),
-    readOnly: values['read-only'],
-    thick: values.thick,
-    bandwidth: sizeOf('bandwidth', values.bandwidth),
-    removable: values.removable,
-    state: values.state,
-    writeCache: !values['no-write-cache'],
-    direct: values.direct,
-    io: choice('io', values.io ?? 'auto', ['auto', 'inline', 'pool']),
-    allowedDirectory: values['allow-dir'],
-    allowShrink: values['allow-shrink'],
-    export: exportChoice(values, env),
-    maxSectors: number(values, 'max-sectors'),
-    dataAreaMb: number(values, 'data-area-mb'),
-    ringMb: number(values, 'ring-mb'),
-    zeroCopy: choice('zero-copy', values['zero-copy'] ?? 'never', ['never', 'auto', 'always']),
-    zeroCopyScrub: !values['no-zero-copy-scrub'],
-    timeout: number(values, 'timeout', undefined, 0),
-    concurrency: number(values, 'concurrency'),
-    express: !values['no-express'],
-    nice: number(values, 'nice', PRIORITIES, 0),
-    recover: values.recover,
-    serial: values.serial,
-    uio: values.uio,
-    json: values.json,
+    name: deviceName(line),
+    size: line.size('size'),
+    blockSize: line.number('block-size', { oneOf: [512, 1024, 2048, 4096] }),
+    physicalBlockSize: line.number('physical-block-size', { oneOf: PHYSICAL_BLOCK_SIZES }),
+    readOnly: line.flag('read-only'),
+    thick: line.flag('thick'),
+    bandwidth: line.size('bandwidth'),
+    removable: line.flag('removable'),
+    state: line.text('state'),
+    writeCache: !line.flag('no-write-cache'),
+    direct: line.flag('direct'),
+    io: line.choice('io', ['auto', 'inline', 'pool']) ?? 'auto',
+    allowedDirectory: line.text('allow-dir'),
+    allowShrink: line.flag('allow-shrink'),
+    device: deviceOptions(line, env, uio === undefined ? 'loopback' : 'none'),
+    zeroCopy: line.choice('zero-copy', ['never', 'auto', 'always']) ?? 'never',
+    zeroCopyScrub: !line.flag('no-zero-copy-scrub'),
+    express: !line.flag('no-express'),
+    // Lowering needs no privilege; raising (below 0) is what service managers are for.
+    nice: line.number('nice', { least: 0, most: 19 }),
+    serial: line.text('serial'),
+    uio,
+    json: line.flag('json'),
   };
 }
 
 const PHYSICAL_BLOCK_SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536];
-
-/** Lowering needs no privilege; raising (below 0) is what service managers are for. */
-const PRIORITIES = Array.from({ length: 20 }, (_, nice) => nice);
 
 /** What concerns making a device says nothing about one that exists. */
 const NOT_WITH_UIO = [
@@ -236,126 +178,15 @@ const NOT_WITH_UIO = [
   'recover',
 ] as const;
 
-function deviceName(values: Values): string {
-  if (values.uio === undefined) {
-    if (values.name === undefined) throw new UsageError('--name is missing: name the backstore');
-    return values.name;
+function deviceName(line: CommandLine<keyof typeof OPTIONS>): string {
+  if (!line.has('uio')) {
+    const name = line.text('name');
+    if (name === undefined) throw new UsageError('--name is missing: name the backstore');
+    return name;
   }
-  const wrong = NOT_WITH_UIO.find((option) => values[option] !== undefined && values[option]);
+  const wrong = NOT_WITH_UIO.find((option) => line.has(option));
   if (wrong !== undefined) {
     throw new UsageError(`--${wrong} does not go with --uio: that device exists already`);
   }
   return '';
-}
-
-function sizeOf(option: 'size' | 'bandwidth', text: string | undefined): number | undefined {
-  if (text === undefined) return undefined;
-  const size = parseSize(text);
-  if (size === undefined || size === 0) {
-    throw new UsageError(`--${option} ${text}: give a size such as 512M, 10G or 1073741824`);
-  }
-  return size;
-}
-
-function number(
-  values: Values,
-  option:
-    | 'block-size'
-    | 'physical-block-size'
-    | 'max-sectors'
-    | 'data-area-mb'
-    | 'ring-mb'
-    | 'timeout'
-    | 'concurrency'
-    | 'nice',
-  allowed?: readonly number[],
-  least = 1,
-): number | undefined {
-  const text = values[option];
-  if (text === undefined) return undefined;
-  const value = Number(text);
-  const good =
-    /^\d+$/.test(text) &&
-    Number.isSafeInteger(value) &&
-    value >= least &&
-    (allowed?.includes(value) ?? true);
-  if (!good) {
-    const rule = allowed?.join(', ') ?? `a whole number from ${least} on`;
-    throw new UsageError(`--${option} ${text}: give ${rule}`);
-  }
-  return value;
-}
-
-function choice<T extends string>(option: string, text: string, allowed: readonly T[]): T {
-  const found = allowed.find((value) => value === text);
-  if (found === undefined) throw new UsageError(`--${option} ${text}: give ${allowed.join(', ')}`);
-  return found;
-}
-
-const ISCSI_ONLY = [
-  'iqn',
-  'portal',
-  'initiator',
-  'anyone',
-  'chap-user',
-  'chap-password-file',
-] as const;
-
-function exportChoice(values: Values, env: NodeJS.ProcessEnv): ExportChoice {
-  const type = choice('export', values.export ?? (values.uio === undefined ? 'loopback' : 'none'), [
-    'loopback',
-    'iscsi',
-    'vhost',
-    'none',
-  ]);
-  if (type !== 'iscsi') {
-    const wrong = ISCSI_ONLY.find((option) => values[option]);
-    if (wrong !== undefined) throw new UsageError(`--${wrong} goes with --export iscsi only`);
-    return { type };
-  }
-  const { iqn, portal = [], initiator = [], anyone } = values;
-  if (iqn === undefined) throw new UsageError('--export iscsi needs --iqn, the name of the target');
-  if (anyone === initiator.length > 0) {
-    throw new UsageError('--export iscsi needs either --initiator or --anyone: who may log in?');
-  }
-  return {
-    type,
-    iqn,
-    portals: portal,
-    initiators: initiator,
-    anyone,
-    chap: chap(values, env),
-  };
-}
-
-function chap(values: Values, env: NodeJS.ProcessEnv): IscsiChoice['chap'] {
-  const user = values['chap-user'];
-  const file = values['chap-password-file'];
-  if (user === undefined) {
-    if (file !== undefined) throw new UsageError('--chap-password-file needs --chap-user');
-    return undefined;
-  }
-  if (file !== undefined) return { user, password: passwordFrom(file) };
-  const password = env['TCMU_CHAP_PASSWORD'];
-  if (!password) {
-    throw new UsageError('--chap-user needs --chap-password-file or $TCMU_CHAP_PASSWORD');
-  }
-  return { user, password };
-}
-
-function passwordFrom(file: string): string {
-  let password: string | undefined;
-  try {
-    if ((statSync(file).mode & 0o007) !== 0) {
-      throw new UsageError(
-        `--chap-password-file ${file}: everybody may read it; chmod 640 ${file}, and choose a new password`,
-      );
-    }
-    [password] = readFileSync(file, 'utf8').split('\n');
-  } catch (error) {
-    if (error instanceof UsageError) throw error;
-    throw new UsageError(`--chap-password-file ${file}: ${(error as Error).message}`);
-  }
-  if (!password) throw new UsageError(`--chap-password-file ${file}: its first line is empty`);
-  return password;
 }

@@ -3,34 +3,18 @@
  * From a store to a disk that somebody can use: either the whole way (backstore, export, recovery) by
  * `serve`, or on a uio device that another process made, with no privilege but access to it.
  */
-import {
-  type BlockStore,
-  Device,
-  openUio,
-  type ServeOptions,
-  StateFile,
-  serve,
-  TcmuError,
-} from 'tcmu';
+import { type BlockStore, Device, openUio, StateFile, serve, TcmuError } from 'tcmu';
+import { type ServedDisk, UsageError } from 'tcmu/program';
 import { BlockDevice, type BlockDeviceOptions } from 'tcmu/scsi';
 import { rateLimit } from 'tcmu/store';
 import { followSize, openBackstore } from 'tcmu/target';
 import type { FileStore } from './file-store.js';
-import { type ExportChoice, type Options, UsageError } from './options.js';
+import type { Options } from './options.js';
 
-/** A disk that is served. */
-export interface Serving {
-  name: string;
-  uio: string;
-  /** `/dev/sda`, over loopback. */
-  disk: string | undefined;
-  /** How to reach it, for people. */
-  reach: string;
-  device: Device;
+/** A disk that is served. Closing closes the store. */
+export interface ServedFile extends ServedDisk {
   /** Store, kernel and initiators take a new size over. */
   resize(size: number): Promise<void>;
-  /** Undoes everything; the store is closed then. May fail because the disk is mounted, and be tried again. */
-  close(): Promise<void>;
 }
 
 /** Owns the store from here on: it is closed when this fails. */
@@ -38,7 +22,7 @@ export async function startServing(
   store: FileStore,
   options: Options,
   warn: (message: string) => void,
-): Promise<Serving> {
+): Promise<ServedFile> {
   return options.uio === undefined
     ? serveAnew(store, options, warn)
     : serveExisting(store, options, options.uio);
@@ -48,14 +32,12 @@ async function serveAnew(
   store: FileStore,
   options: Options,
   warn: (message: string) => void,
-): Promise<Serving> {
-  const { name, maxSectors, dataAreaMb, ringMb, timeout, concurrency, serial } = options;
+): Promise<ServedFile> {
+  const { name, serial } = options;
   const served = await serve(limited(store, options), {
     name,
     subtype: 'file',
     configuration: options.path,
-    export: exportOptions(options.export),
-    recover: options.recover ? 'auto' : false,
     signals: false,
     scsi: {
       product: 'File',
@@ -63,29 +45,21 @@ async function serveAnew(
       ...memoryOf(store, options),
       ...(serial === undefined ? {} : { serial }),
     },
-    ...(maxSectors === undefined ? {} : { maxSectors }),
-    ...(dataAreaMb === undefined ? {} : { dataAreaMiB: dataAreaMb }),
-    ...(ringMb === undefined ? {} : { ringMiB: ringMb }),
-    ...(timeout === undefined ? {} : { commandTimeout: timeout }),
     zeroCopy: options.zeroCopy !== 'never' && {
       optional: options.zeroCopy === 'auto',
       scrub: options.zeroCopyScrub,
     },
     express: options.express,
-    ...(concurrency === undefined ? {} : { concurrency }),
+    ...options.device,
   });
   const netlink = await followSize(served.backstore, served, ({ message }) => warn(message));
-  const reach =
-    served.disk ??
-    served.iscsi?.url ??
-    served.vhost?.qemuArguments.join(' ') ??
-    `${served.uioPath}, exported to nobody`;
+  const { uioPath, disk, reach, device } = served;
   return {
     name,
-    uio: served.uioPath,
-    disk: served.disk,
-    reach: served.recovered ? `${reach}, taken back` : reach,
-    device: served.device,
+    uioPath,
+    disk,
+    reach,
+    device,
     resize: (size) => served.resize(size),
     close: async () => {
       await served.close();
@@ -112,22 +86,7 @@ function limited(store: FileStore, { bandwidth }: Options): BlockStore {
   return bandwidth === undefined ? store : rateLimit(store, { bytesPerSecond: bandwidth });
 }
 
-function exportOptions(choice: ExportChoice): ServeOptions['export'] {
-  if (choice.type !== 'iscsi') return choice.type;
-  const { iqn, portals, initiators, anyone, chap } = choice;
-  const login = chap === undefined ? {} : { chap };
-  return {
-    type: 'iscsi',
-    iqn,
-    ...(portals.length === 0 ? {} : { portals }),
-    ...(anyone ? { anyone: login } : {}),
-    ...(initiators.length === 0
-      ? {}
-      : { initiators: initiators.map((initiator) => ({ name: initiator, ...login })) }),
-  };
-}
-
-async function serveExisting(store: FileStore, options: Options, uio: string): Promise<Serving> {
+async function serveExisting(store: FileStore, options: Options, uio: string): Promise<ServedFile> {
   try {
     const source = openUio(uio);
     const name = source.name.replace(/^[^/]*\//, '');
@@ -137,7 +96,7 @@ async function serveExisting(store: FileStore, options: Options, uio: string): P
       ...memoryOf(store, options),
       serial: options.serial ?? (await serialOf(name)),
     });
-    const { concurrency } = options;
+    const { concurrency } = options.device;
     const device = await Device.open(source, {
       handler: disk,
       express: options.express,
@@ -145,8 +104,7 @@ async function serveExisting(store: FileStore, options: Options, uio: string): P
     });
     return {
       name,
-      uio,
-      disk: undefined,
+      uioPath: uio,
       reach: uio,
       device,
       resize: async (size) => {

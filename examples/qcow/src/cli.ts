@@ -4,11 +4,9 @@
  * The command line. Standard output gets what others read: the ready line, information, lists; people
  * are told on standard error.
  */
-import { subscribe } from 'node:diagnostics_channel';
-import { readFileSync } from 'node:fs';
 import { setPriority } from 'node:os';
-import { type Served, serve, TcmuError } from 'tcmu';
-import type { StoreFailure } from 'tcmu/scsi';
+import { type Served, serve } from 'tcmu';
+import { Program, UsageError } from 'tcmu/program';
 import { formatSize } from 'tcmu/store';
 import { commitImage, rebaseImage } from './chain.js';
 import { listen, type Request, send } from './control.js';
@@ -20,62 +18,18 @@ import {
   parseCommand,
   type ServeCommand,
   type SnapshotAction,
-  UsageError,
 } from './options.js';
 import { QcowStore } from './qcow-store.js';
 import { resizeImage } from './resize.js';
 import { type SnapshotInfo, Snapshots } from './snapshots.js';
 import { checkImage, imageInfo } from './tools.js';
 
-let json = false;
-
-function tell(level: 'info' | 'warning' | 'error', message: string, code?: string): void {
-  const text = message.replace(/^tcmu: /, '');
-  const prefix = level === 'info' ? '' : `${level}: `;
-  process.stderr.write(
-    json ? `${JSON.stringify({ level, message: text, code })}\n` : `tcmu-qcow: ${prefix}${text}\n`,
-  );
-}
-
-const warn = (message: string): void => tell('warning', message);
-
-function tellError(error: unknown, level: 'warning' | 'error' = 'error'): void {
-  if (error instanceof UsageError) return tell(level, `${error.message}\nTry tcmu-qcow --help.`);
-  if (TcmuError.is(error)) return tell(level, error.message, error.code);
-  tell(level, error instanceof Error ? error.message : String(error));
-}
-
-function print(value: unknown, text: string): void {
-  process.stdout.write(
-    json
-      ? `${JSON.stringify(value, (_key, one) => (typeof one === 'bigint' ? Number(one) : one))}\n`
-      : text,
-  );
-}
-
-/** Signals, from the first moment on: one that comes while starting is not lost. */
-class Signals {
-  readonly #queue: NodeJS.Signals[] = [];
-  #wake: ((signal: NodeJS.Signals) => void) | undefined;
-
-  constructor() {
-    for (const name of ['SIGINT', 'SIGTERM'] as const) {
-      process.on(name, () => {
-        if (this.#wake === undefined) this.#queue.push(name);
-        else this.#wake(name);
-        this.#wake = undefined;
-      });
-    }
-  }
-
-  next(): Promise<NodeJS.Signals> {
-    const waiting = this.#queue.shift();
-    if (waiting !== undefined) return Promise.resolve(waiting);
-    return new Promise((resolve) => {
-      this.#wake = resolve;
-    });
-  }
-}
+const program = new Program({
+  name: 'tcmu-qcow',
+  help: HELP,
+  manifest: new URL('../package.json', import.meta.url),
+});
+const { warn } = program;
 
 function snapshotAction(snapshots: Snapshots, what: SnapshotAction): Promise<unknown> {
   switch (what.action) {
@@ -99,10 +53,8 @@ async function handle(request: Request, store: QcowStore, served: Served): Promi
   return result;
 }
 
-/** Serves until it is told to end. @returns the exit code */
-async function serveImage(command: ServeCommand, signals: Signals): Promise<number> {
-  const { path, name, serial, device } = command;
-  subscribe('tcmu:scsi:error', (message) => tellError((message as StoreFailure).error, 'warning'));
+async function start(command: ServeCommand) {
+  const { path, name, serial, express, device } = command;
   const store = await QcowStore.open(path, {
     ...command.open,
     blockSize: command.blockSize,
@@ -116,6 +68,7 @@ async function serveImage(command: ServeCommand, signals: Signals): Promise<numb
     configuration: path,
     signals: false,
     scsi: { product: 'Qcow', ...(serial === undefined ? {} : { serial }) },
+    express,
     ...device,
   });
   const control =
@@ -127,39 +80,22 @@ async function serveImage(command: ServeCommand, signals: Signals): Promise<numb
             throw error;
           },
         );
-  const lost = new Promise<'lost'>((resolve) => {
-    served.device.on('error', (error) => {
-      tellError(error, 'warning');
-      if (served.device.lost !== undefined) resolve('lost');
-    });
-    if (served.device.lost !== undefined) resolve('lost');
-  });
   if (command.nice !== undefined) setPriority(command.nice);
-  const { disk, uioPath: uio } = served;
-  const where = disk ?? served.iscsi?.url ?? uio;
-  tell('info', `serving ${path} (${formatSize(store.size)}) as ${name}: ${where}`);
-  const suffix = disk === undefined ? '' : ` disk=${disk}`;
-  print({ ready: { name, uio, disk, path } }, `ready name=${name} uio=${uio}${suffix}\n`);
-  for (;;) {
-    const event = await Promise.race([signals.next(), lost]);
-    try {
+  return {
+    served,
+    what: `${path} (${formatSize(store.size)})`,
+    facts: { path },
+    close: async () => {
       await served.close();
       control?.close();
-      return event === 'lost' ? 1 : 0;
-    } catch (error) {
-      tellError(error);
-      // A disk that is mounted is served on; the next signal tries again.
-      if (served.device.closed || event === 'lost') return 1;
-    }
-  }
+    },
+  };
 }
 
 function listText(snapshots: readonly SnapshotInfo[]): string {
   return snapshots
-    .map(
-      (one) => `${one.id}\t${one.name}\t${one.date.toISOString()}\t${formatSize(one.diskSize)}\n`,
-    )
-    .join('');
+    .map((one) => `${one.id}\t${one.name}\t${one.date.toISOString()}\t${formatSize(one.diskSize)}`)
+    .join('\n');
 }
 
 /** A snapshot operation on an image that is not being served. */
@@ -173,18 +109,13 @@ async function offline(path: string, what: SnapshotAction, open: OpenOptions): P
   }
 }
 
-async function run(command: Command, signals: Signals): Promise<number> {
+async function run(command: Command): Promise<number | 'help' | 'version'> {
   switch (command.command) {
     case 'help':
-      process.stdout.write(HELP);
-      return 0;
-    case 'version': {
-      const manifest = readFileSync(new URL('../package.json', import.meta.url), 'utf8');
-      process.stdout.write(`${(JSON.parse(manifest) as { version: string }).version}\n`);
-      return 0;
-    }
+    case 'version':
+      return command.command;
     case 'serve':
-      return serveImage(command, signals);
+      return program.serve(() => start(command));
     case 'create':
       await createImage(command.path, command.options);
       return 0;
@@ -192,21 +123,25 @@ async function run(command: Command, signals: Signals): Promise<number> {
       const info = await imageInfo(command.path, command.open);
       const lines = Object.entries(info).flatMap(([key, value]) => {
         if (value === undefined || value === false) return [];
-        if (Array.isArray(value)) return value.map((one) => `${key}: ${JSON.stringify(one)}\n`);
-        return [`${key}: ${typeof value === 'object' ? JSON.stringify(value) : value}\n`];
+        if (Array.isArray(value)) return value.map((one) => `${key}: ${JSON.stringify(one)}`);
+        return [`${key}: ${typeof value === 'object' ? JSON.stringify(value) : value}`];
       });
-      print(info, lines.join(''));
+      program.say(lines.join('\n'), info);
       return 0;
     }
     case 'check': {
       const { repair } = command;
       const check = await checkImage(command.path, { ...command.open, repair });
       const { errors, leaks, repaired, allocatedClusters, totalClusters, messages } = check;
-      print(
+      program.say(
+        [
+          ...messages,
+          `${errors} errors, ${leaks} leaked clusters${
+            repair === undefined ? '' : `; repaired ${repaired.errors} and ${repaired.leaks}`
+          }`,
+          `${allocatedClusters} of ${totalClusters} clusters allocated`,
+        ].join('\n'),
         check,
-        `${messages.map((message) => `${message}\n`).join('')}${errors} errors, ${leaks} leaked clusters${
-          repair === undefined ? '' : `; repaired ${repaired.errors} and ${repaired.leaks}`
-        }\n${allocatedClusters} of ${totalClusters} clusters allocated\n`,
       );
       return errors > 0 ? 4 : leaks > 0 ? 3 : 0;
     }
@@ -219,7 +154,7 @@ async function run(command: Command, signals: Signals): Promise<number> {
           ...one,
           date: new Date(one.date),
         }));
-        print(list, listText(list));
+        program.say(listText(list), list);
       }
       return 0;
     }
@@ -258,20 +193,8 @@ async function run(command: Command, signals: Signals): Promise<number> {
   }
 }
 
-async function main(): Promise<number> {
-  const signals = new Signals();
-  try {
-    const parsed = parseCommand(process.argv.slice(2));
-    json = parsed.json;
-    return await run(parsed.command, signals);
-  } catch (error) {
-    tellError(error);
-    return error instanceof UsageError ? 2 : 1;
-  }
-}
-
-// Whoever waited for the ready line may have closed the pipe since.
-process.stdout.on('error', () => {});
-process.exitCode = await main();
-// Nothing is left to do; a mapping leaked under a stuck operation must not keep the process.
-process.stdout.write('', () => process.exit());
+await program.run(async (args) => {
+  const { command, json } = parseCommand(args);
+  program.json = json;
+  return run(command);
+});

@@ -6,6 +6,7 @@
 import { rm } from 'node:fs/promises';
 import { createConnection, createServer, type Server } from 'node:net';
 import { createInterface } from 'node:readline';
+import { TcmuError } from 'tcmu';
 import type { SnapshotAction } from './options.js';
 
 export type Request = SnapshotAction | { action: 'resize'; size: number };
@@ -79,18 +80,22 @@ function checked(request: unknown): Request {
   throw new Error('this request is not understood');
 }
 
-/** Sends one request. @throws Error with what the server says is wrong */
+/** Sends one request. @throws TcmuError with what the server says is wrong */
 export async function send(path: string, request: Request): Promise<unknown> {
   const socket = createConnection(path);
   try {
     socket.write(`${JSON.stringify(request)}\n`);
     for await (const line of createInterface(socket)) {
       const answer = JSON.parse(line) as Answer;
-      if ('error' in answer) throw new Error(answer.error);
+      if ('error' in answer) throw refusal(answer.error);
       return answer.result;
     }
-    throw new Error(`--control ${path}: the server ended without an answer`);
+    throw refusal(`--control ${path}: the server ended without an answer`);
   } finally {
     socket.destroy();
   }
+}
+
+function refusal(message: string): TcmuError {
+  return new TcmuError('ERR_TCMU_QCOW_CONTROL', message);
 }

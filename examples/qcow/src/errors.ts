@@ -13,6 +13,7 @@
  * | `ERR_TCMU_QCOW_PASSPHRASE` | it is encrypted, and the passphrase is missing or wrong |
  * | `ERR_TCMU_QCOW_READ_ONLY` | a change of an image that was opened for reading |
  * | `ERR_TCMU_QCOW_STATE` | the operation does not fit the image as it is |
+ * | `ERR_TCMU_QCOW_CONTROL` | what the server of a served image answered to a request; a plain `TcmuError` |
  */
 import { TcmuError, type TcmuErrorDetails } from 'tcmu';
 

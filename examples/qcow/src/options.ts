@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The command line: what may be said, and what it means. Nothing is opened here but a passphrase file. */
-import { readFileSync, statSync } from 'node:fs';
-import { parseArgs } from 'node:util';
-import type { ServeOptions } from 'tcmu';
-import { parseSize } from 'tcmu/store';
+import {
+  CommandLine,
+  DEVICE_OPTIONS,
+  deviceOptions,
+  FLAG,
+  sizeOf,
+  TEXT,
+  UsageError,
+} from 'tcmu/program';
 import type { CreateOptions } from './create.js';
 import type { OpenOptions } from './open.js';
 
@@ -40,7 +45,9 @@ serve
   --control <socket>       take snapshot and resize commands at this UNIX socket
   --export <fabric>        loopback (default): /dev/sdX here; iscsi; vhost; none
   --iqn <name>, --portal <address>, --initiator <name>, --anyone      for iscsi, as with tcmu-file
-  --max-sectors <n>, --timeout <seconds>, --concurrency <n>, --nice <n>, --serial <text>, --io <where>
+  --chap-user <name>, --chap-password-file <file>                     for iscsi, as with tcmu-file
+  --max-sectors <n>, --data-area-mb <n>, --ring-mb <n>, --timeout <seconds>, --concurrency <n>,
+  --nice <n>, --serial <text>, --io <where>                           as with tcmu-file
   --no-express             pass every read and write through JavaScript, for tracing: plain ones whose place is
                            known go straight between files and the command's memory otherwise
   --recover                take back the device of that name that a killed server left
@@ -57,9 +64,6 @@ create
 Exit codes: 0 done, 1 failure, 2 wrong usage; check: 3 leaks, 4 errors.
 `;
 
-/** A mistake on the command line. */
-export class UsageError extends Error {}
-
 export interface ServeCommand {
   command: 'serve';
   path: string;
@@ -70,10 +74,8 @@ export interface ServeCommand {
   control: string | undefined;
   nice: number | undefined;
   open: OpenOptions;
-  device: Pick<
-    ServeOptions,
-    'export' | 'maxSectors' | 'commandTimeout' | 'concurrency' | 'recover' | 'express'
-  >;
+  express: boolean;
+  device: ReturnType<typeof deviceOptions>;
   serial: string | undefined;
 }
 
@@ -102,10 +104,6 @@ export type Command =
       open: OpenOptions;
     };
 
-const FLAG = { type: 'boolean', default: false } as const;
-const TEXT = { type: 'string' } as const;
-const LIST = { type: 'string', multiple: true } as const;
-
 const COMMON = { 'allow-dir': TEXT, 'passphrase-file': TEXT, json: FLAG, help: FLAG } as const;
 
 const OPTIONS = {
@@ -120,19 +118,11 @@ const OPTIONS = {
     'refcount-cache': TEXT,
     'allow-shrink': FLAG,
     control: TEXT,
-    export: TEXT,
-    iqn: TEXT,
-    portal: LIST,
-    initiator: LIST,
-    anyone: FLAG,
-    'max-sectors': TEXT,
-    timeout: TEXT,
-    concurrency: TEXT,
+    ...DEVICE_OPTIONS,
     nice: TEXT,
     serial: TEXT,
     io: TEXT,
     'no-express': FLAG,
-    recover: FLAG,
   },
   create: {
     backing: TEXT,
@@ -156,61 +146,12 @@ const OPTIONS = {
   rebase: { backing: TEXT, 'backing-format': TEXT, unsafe: FLAG },
 } as const;
 
-type Values = Record<string, unknown>;
-
-/** What was said, by option. */
-class Said {
-  readonly #values: Values;
-
-  constructor(values: Values) {
-    this.#values = values;
-  }
-
-  flag(name: string): boolean {
-    return this.#values[name] === true;
-  }
-
-  text(name: string): string | undefined {
-    const value = this.#values[name];
-    return typeof value === 'string' ? value : undefined;
-  }
-
-  list(name: string): string[] {
-    const value = this.#values[name];
-    return Array.isArray(value) ? value : [];
-  }
-
-  number(name: string, least = 1, most = Number.MAX_SAFE_INTEGER): number | undefined {
-    const text = this.text(name);
-    if (text === undefined) return undefined;
-    const value = Number(text);
-    if (!/^\d+$/.test(text) || value < least || value > most) {
-      throw new UsageError(`--${name} ${text}: give a whole number from ${least} to ${most}`);
-    }
-    return value;
-  }
-
-  size(name: string): number | undefined {
-    const text = this.text(name);
-    return text === undefined ? undefined : sizeOf(text, `--${name}`);
-  }
-
-  choice<T extends string>(name: string, allowed: readonly T[]): T | undefined {
-    const text = this.text(name);
-    if (text === undefined) return undefined;
-    const found = allowed.find((value) => value === text);
-    if (found === undefined) throw new UsageError(`--${name} ${text}: give ${allowed.join(', ')}`);
-    return found;
-  }
-}
-
-function sizeOf(text: string, what: string): number {
-  const size = parseSize(text);
-  if (size === undefined || size === 0) {
-    throw new UsageError(`${what} ${text}: give a size such as 512M, 10G or 1073741824`);
-  }
-  return size;
-}
+type CommandName = keyof typeof OPTIONS;
+/** An option of any command. */
+type OptionName =
+  | keyof typeof COMMON
+  | { [Name in CommandName]: keyof (typeof OPTIONS)[Name] }[CommandName];
+type Said = CommandLine<OptionName>;
 
 /** @throws UsageError */
 export function parseCommand(
@@ -222,17 +163,10 @@ export function parseCommand(
   if (name === '--help' || name === '-h') return { command: { command: 'help' }, json: false };
   if (name === '--version') return { command: { command: 'version' }, json: false };
   if (!(name in OPTIONS)) throw new UsageError(`there is no command ${name}`);
-  let parsed: { values: Values; positionals: string[] };
-  try {
-    const options = { ...COMMON, ...OPTIONS[name as keyof typeof OPTIONS] };
-    parsed = parseArgs({ args: rest, allowPositionals: true, options });
-  } catch (error) {
-    throw new UsageError((error as Error).message);
-  }
-  const said = new Said(parsed.values);
+  const said: Said = new CommandLine(rest, { ...COMMON, ...OPTIONS[name as CommandName] });
   if (said.flag('help')) return { command: { command: 'help' }, json: false };
-  const words = new Words(parsed.positionals);
-  const command = build(name as keyof typeof OPTIONS, said, words, env);
+  const words = new Words(said.words);
+  const command = build(name as CommandName, said, words, env);
   words.end();
   return { command, json: said.flag('json') };
 }
@@ -260,20 +194,15 @@ class Words {
   }
 }
 
-function build(
-  name: keyof typeof OPTIONS,
-  said: Said,
-  words: Words,
-  env: NodeJS.ProcessEnv,
-): Command {
-  const passphrase = passphraseOf(said, env);
+function build(name: CommandName, said: Said, words: Words, env: NodeJS.ProcessEnv): Command {
+  const passphrase = said.secret('passphrase-file') ?? env['TCMU_PASSPHRASE'];
   const open: OpenOptions = {
     allowedDirectory: said.text('allow-dir'),
     ...(passphrase === undefined ? {} : { passphrase }),
   };
   switch (name) {
     case 'serve':
-      return serveCommand(said, words.take('the image'), open);
+      return serveCommand(said, words.take('the image'), open, env);
     case 'create':
       return {
         command: 'create',
@@ -300,7 +229,7 @@ function build(
     case 'resize':
       return {
         command: 'resize',
-        size: sizeOf(words.take('the new size'), 'resize'),
+        size: sizeOf('resize', words.take('the new size')),
         allowShrink: said.flag('allow-shrink'),
         on: subject(said, words),
         open,
@@ -324,21 +253,23 @@ function subject(said: Said, words: Words): Subject {
   return control === undefined ? { image: words.take('the image') } : { control };
 }
 
-function serveCommand(said: Said, path: string, open: OpenOptions): ServeCommand {
+function serveCommand(
+  said: Said,
+  path: string,
+  open: OpenOptions,
+  env: NodeJS.ProcessEnv,
+): ServeCommand {
   const name = said.text('name');
   if (name === undefined) throw new UsageError('--name is missing: name the backstore');
-  const maxSectors = said.number('max-sectors');
-  const commandTimeout = said.number('timeout', 0);
-  const concurrency = said.number('concurrency');
   return {
     command: 'serve',
     path,
     name,
-    blockSize: said.number('block-size', 512, 4096),
+    blockSize: said.number('block-size', { oneOf: [512, 1024, 2048, 4096] }),
     writeCache: !said.flag('no-write-cache'),
     allowShrink: said.flag('allow-shrink'),
     control: said.text('control'),
-    nice: said.number('nice', 0, 19),
+    nice: said.number('nice', { least: 0, most: 19 }),
     open: {
       ...open,
       readOnly: said.flag('read-only'),
@@ -348,38 +279,9 @@ function serveCommand(said: Said, path: string, open: OpenOptions): ServeCommand
       refcountCacheBytes: said.size('refcount-cache'),
       io: said.choice('io', ['auto', 'inline', 'pool']),
     },
-    device: {
-      export: exportOf(said),
-      recover: said.flag('recover') ? 'auto' : false,
-      express: !said.flag('no-express'),
-      ...(maxSectors === undefined ? {} : { maxSectors }),
-      ...(commandTimeout === undefined ? {} : { commandTimeout }),
-      ...(concurrency === undefined ? {} : { concurrency }),
-    },
+    express: !said.flag('no-express'),
+    device: deviceOptions(said, env),
     serial: said.text('serial'),
-  };
-}
-
-function exportOf(said: Said): NonNullable<ServeOptions['export']> {
-  const type = said.choice('export', ['loopback', 'iscsi', 'vhost', 'none']) ?? 'loopback';
-  const iqn = said.text('iqn');
-  if (type !== 'iscsi') {
-    if (iqn !== undefined) throw new UsageError('--iqn goes with --export iscsi only');
-    return type;
-  }
-  if (iqn === undefined) throw new UsageError('--export iscsi needs --iqn, the name of the target');
-  const portals = said.list('portal');
-  const initiators = said.list('initiator');
-  if (said.flag('anyone') === initiators.length > 0) {
-    throw new UsageError('--export iscsi needs either --initiator or --anyone: who may log in?');
-  }
-  return {
-    type,
-    iqn,
-    ...(portals.length === 0 ? {} : { portals }),
-    ...(said.flag('anyone')
-      ? { anyone: {} }
-      : { initiators: initiators.map((initiator) => ({ name: initiator })) }),
   };
 }
 
@@ -390,10 +292,10 @@ function createOptions(said: Said, words: Words, open: OpenOptions): CreateOptio
     throw new UsageError('--encrypt needs --passphrase-file or $TCMU_PASSPHRASE');
   }
   return {
-    size: words.more() ? sizeOf(words.take('size'), 'size') : undefined,
+    size: words.more() ? sizeOf('size', words.take('size')) : undefined,
     version: version === undefined ? undefined : version === '2' ? 2 : 3,
     clusterSize: said.size('cluster-size'),
-    refcountBits: said.number('refcount-bits', 1, 64),
+    refcountBits: said.number('refcount-bits', { most: 64 }),
     extendedL2: said.flag('extended-l2'),
     compressionType: said.choice('compression', ['zlib', 'zstd']),
     lazyRefcounts: said.flag('lazy-refcounts'),
@@ -406,22 +308,4 @@ function createOptions(said: Said, words: Words, open: OpenOptions): CreateOptio
     encryption:
       encrypt && open.passphrase !== undefined ? { passphrase: open.passphrase } : undefined,
   };
-}
-
-function passphraseOf(said: Said, env: NodeJS.ProcessEnv): string | undefined {
-  const file = said.text('passphrase-file');
-  if (file === undefined) return env['TCMU_PASSPHRASE'];
-  try {
-    if ((statSync(file).mode & 0o007) !== 0) {
-      throw new UsageError(
-        `--passphrase-file ${file}: everybody may read it; chmod 640 ${file}, and change the passphrase`,
-      );
-    }
-    const [first] = readFileSync(file, 'utf8').split('\n');
-    if (!first) throw new UsageError(`--passphrase-file ${file}: its first line is empty`);
-    return first;
-  } catch (error) {
-    if (error instanceof UsageError) throw error;
-    throw new UsageError(`--passphrase-file ${file}: ${(error as Error).message}`);
-  }
 }

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /** The built command, as far as it goes without a kernel that has TCMU. */
-import { spawnSync } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { chmodSync, readFileSync, writeFileSync } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { UsageError } from 'tcmu/program';
 import { expect, test } from 'vitest';
 import { listen, send } from '../src/control.js';
-import { HELP, parseCommand, UsageError } from '../src/options.js';
+import { HELP, parseCommand } from '../src/options.js';
 import { failure, MiB, qemuImg, qemuIo, scratch } from './util.js';
 
 const here = dirname(fileURLToPath(import.meta.url));
@@ -102,6 +105,18 @@ test('a passphrase comes from a file that is not for everybody, or from the envi
   expect(parse([], { TCMU_PASSPHRASE: 'p' })).toMatchObject({ open: { passphrase: 'p' } });
   chmodSync(file, 0o644);
   expect(() => parse(['--passphrase-file', file])).toThrow(UsageError);
+});
+
+test('a command that serves nothing ends by the signal at once', async () => {
+  // It waits for the passphrase as long as nobody writes one.
+  const fifo = join(dir, 'fifo');
+  execFileSync('mkfifo', ['-m', '600', fifo]);
+  const child = spawn(process.execPath, [cli, 'info', fifo, '--passphrase-file', fifo]);
+  const ended = once(child, 'exit');
+  const writer = await open(fifo, 'w');
+  child.kill('SIGINT');
+  expect(await ended).toEqual([null, 'SIGINT']);
+  await writer.close();
 });
 
 test('a running server is spoken to over a socket', async () => {

@@ -5,11 +5,9 @@
  * standard error. What is created is undone before a regular end; after SIGKILL it stays, and `--recover`
  * takes it back.
  */
-import { subscribe } from 'node:diagnostics_channel';
-import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { TcmuError } from 'tcmu';
-import type { StoreFailure } from 'tcmu/scsi';
+import { type EndReason, Program, UsageError } from 'tcmu/program';
 import { formatSize } from 'tcmu/store';
 import { connect, parseLocation } from './client/index.js';
 import { checkDisk, cloneDisk, createDisk, deleteDisk, readingParts } from './engine/admin.js';
@@ -21,42 +19,24 @@ import { type LogLevel, Requests, systemClock } from './engine/requests.js';
 import { deleteSnapshot, listSnapshots, pinNow } from './engine/snapshots.js';
 import { exportImage, guessFormat, imageSize, importImage, type Progress } from './image.js';
 import type { ObjectStore } from './object-store.js';
-import { HELP, type Options, parseOptions, UsageError } from './options.js';
+import { HELP, type Options, parseOptions } from './options.js';
 import { type OpenOptions, S3Disk } from './s3-disk.js';
 import { startServing } from './serving.js';
 
-const REPEAT_AFTER_MS = 10_000;
 const PATIENCE_MS = 60_000;
 
-let json = false;
-const told = new Map<string, number>();
-
-/** Tells people something; the same message at most every ten seconds, however often it happens. */
-function tell(level: LogLevel, message: string, code?: string): void {
-  const now = Date.now();
-  if (level !== 'info' && now - (told.get(message) ?? -Infinity) < REPEAT_AFTER_MS) return;
-  for (const [old, at] of told) if (now - at >= REPEAT_AFTER_MS) told.delete(old);
-  told.set(message, now);
-  const prefix = level === 'info' ? '' : `${level}: `;
-  process.stderr.write(
-    json ? `${JSON.stringify({ level, message, code })}\n` : `tcmu-s3: ${prefix}${message}\n`,
-  );
-}
-
-function tellError(error: unknown, level: 'warning' | 'error' = 'error'): void {
-  if (TcmuError.is(error)) return tell(level, error.message.replace(/^tcmu: /, ''), error.code);
-  if (error instanceof UsageError) return tell(level, `${error.message}\nTry tcmu-s3 --help.`);
-  tell(level, error instanceof Error ? (error.stack ?? error.message) : String(error));
-}
-
-/** Results: a line for people, or one of JSON. */
-function say(text: string, facts: object): void {
-  process.stdout.write(json ? `${JSON.stringify(facts)}\n` : `${text}\n`);
-}
+const program = new Program({
+  name: 'tcmu-s3',
+  help: HELP,
+  manifest: new URL('../package.json', import.meta.url),
+});
+const tell = (level: LogLevel, message: string, code?: string): void =>
+  program.tell(level, message, code);
+const say = (text: string, facts: object): void => program.say(text, facts);
 
 /** A progress bar on a terminal; nothing elsewhere. */
 function progressBar(what: string): Progress {
-  if (!process.stderr.isTTY || json) return () => {};
+  if (!process.stderr.isTTY || program.json) return () => {};
   let shown = -1;
   return (done, all) => {
     const percent = all === 0 ? 100 : Math.floor((done / all) * 100);
@@ -191,7 +171,7 @@ const commands: Record<
       ({ name, kind, size, created, clone }) =>
         `${name}  ${formatSize(size)}  ${created}${kind === 'clone' ? `  needed by ${clone}` : ''}`,
     );
-    if (json || lines.length > 0) say(lines.join('\n'), pins);
+    say(lines.join('\n'), pins);
     return 0;
   },
 
@@ -265,32 +245,8 @@ const commands: Record<
   },
 };
 
-/** Signals, from the first moment on: one that comes while starting is not lost. */
-class Signals {
-  readonly #queue: NodeJS.Signals[] = [];
-  #wake: ((signal: NodeJS.Signals) => void) | undefined;
-
-  constructor() {
-    for (const name of ['SIGINT', 'SIGTERM'] as const) {
-      process.on(name, () => {
-        if (this.#wake === undefined) this.#queue.push(name);
-        else this.#wake(name);
-        this.#wake = undefined;
-      });
-    }
-  }
-
-  next(): Promise<NodeJS.Signals> {
-    const waiting = this.#queue.shift();
-    if (waiting !== undefined) return Promise.resolve(waiting);
-    return new Promise((resolve) => {
-      this.#wake = resolve;
-    });
-  }
-}
-
 /** What makes a killed server lose nothing. @throws UsageError */
-function restarting({ restartFile, open, recover }: Options): OpenOptions {
+function restarting({ restartFile, open, device }: Options): OpenOptions {
   if (restartFile === undefined) return {};
   if (open.journal !== undefined) {
     if (!existsSync(restartFile)) return {};
@@ -306,12 +262,10 @@ function restarting({ restartFile, open, recover }: Options): OpenOptions {
     );
   }
   // What was never flushed is no reason not to start; a device that has outlived us believes it written.
-  return { restartFile, discardJournal: open.discardJournal === true || !recover };
+  return { restartFile, discardJournal: open.discardJournal === true || device.recover === false };
 }
 
-/** Serves until it is told to end. @returns the exit code */
-async function serveDisk(place: Place, options: Options): Promise<number> {
-  const signals = new Signals();
+async function start(place: Place, options: Options) {
   const disk = await open(place, options, restarting(options));
   if (options.size !== undefined && options.size !== disk.size) {
     if (options.size < disk.size && !options.allowShrink) {
@@ -320,14 +274,7 @@ async function serveDisk(place: Place, options: Options): Promise<number> {
     }
     await disk.resize(options.size);
   }
-  const serving = await startServing(disk, options, (message) => tell('warning', message));
-  const lost = new Promise<'lost'>((resolve) => {
-    serving.device.on('error', (error) => {
-      tellError(error, 'warning');
-      if (serving.device.lost !== undefined) resolve('lost');
-    });
-    if (serving.device.lost !== undefined) resolve('lost');
-  });
+  const served = await startServing(disk, options, program.warn);
   const traits = [
     formatSize(disk.size),
     `blocks of ${disk.blockSize} bytes`,
@@ -340,14 +287,6 @@ async function serveDisk(place: Place, options: Options): Promise<number> {
       ? []
       : [`flushes are durable on THIS HOST ONLY, in ${options.open.journal}`]),
   ];
-  tell(
-    'info',
-    `serving ${options.place} (${traits.join(', ')}) as ${serving.name}: ${serving.reach}`,
-  );
-  const { name, uio, disk: path } = serving;
-  say(`ready name=${name} uio=${uio}${path === undefined ? '' : ` disk=${path}`}`, {
-    ready: { name, uio, disk: path, size: disk.size, blockSize: disk.blockSize },
-  });
   const timer = options.statisticsSeconds;
   const reporting =
     timer === undefined
@@ -355,53 +294,27 @@ async function serveDisk(place: Place, options: Options): Promise<number> {
       : setInterval(() => {
           process.stderr.write(`${JSON.stringify({ statistics: disk.statistics() })}\n`);
         }, timer * 1000);
-  for (;;) {
-    const event = await Promise.race([signals.next(), lost]);
-    try {
-      tell('info', `${event}: making everything durable`);
-      await serving.close();
+  return {
+    served,
+    what: `${options.place} (${traits.join(', ')})`,
+    facts: { size: disk.size, blockSize: disk.blockSize },
+    close: async (reason: EndReason) => {
+      tell('info', `${reason}: making everything durable`);
+      await served.close();
       clearInterval(reporting);
-      return event === 'lost' ? 1 : 0;
-    } catch (error) {
-      tellError(error);
-      // A disk that is mounted is served on; the next signal tries again.
-      if (serving.device.closed || event === 'lost') return 1;
-    }
-  }
+    },
+  };
 }
 
-async function main(): Promise<number> {
+await program.run(async (args) => {
+  const options = parseOptions(args);
+  if (typeof options === 'string') return options;
+  program.json = options.json;
+  const place = await reach(options);
   try {
-    const options = parseOptions(process.argv.slice(2));
-    if (options === 'help') {
-      process.stdout.write(HELP);
-      return 0;
-    }
-    if (options === 'version') {
-      const manifest = readFileSync(new URL('../package.json', import.meta.url), 'utf8');
-      process.stdout.write(`${(JSON.parse(manifest) as { version: string }).version}\n`);
-      return 0;
-    }
-    json = options.json;
-    subscribe('tcmu:scsi:error', (message) => {
-      const { error } = message as StoreFailure;
-      tellError((error as Error).cause ?? error, 'warning');
-    });
-    const place = await reach(options);
-    try {
-      if (options.command === 'serve') return await serveDisk(place, options);
-      return await commands[options.command](place, options);
-    } finally {
-      await place.store.close();
-    }
-  } catch (error) {
-    tellError(error);
-    return error instanceof UsageError ? 2 : 1;
+    if (options.command === 'serve') return await program.serve(() => start(place, options));
+    return await commands[options.command](place, options);
+  } finally {
+    await place.store.close();
   }
-}
-
-// Whoever waited for the ready line may have closed the pipe since.
-process.stdout.on('error', () => {});
-process.exitCode = await main();
-// Nothing is left to do; a mapping leaked under a stuck operation must not keep the process.
-process.stdout.write('', () => process.exit());
+});

@@ -2,14 +2,21 @@
 /** The command line: what may be said, and what it means. Nothing is opened here but key and password files. */
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { readFileSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
-import { parseArgs } from 'node:util';
-import { parseSize } from 'tcmu/store';
+import {
+  CommandLine,
+  DEVICE_OPTIONS,
+  deviceOptions,
+  FLAG,
+  secretFile,
+  TEXT,
+  UsageError,
+} from 'tcmu/program';
 import {
   CONNECT_HELP,
   CONNECT_OPTIONS,
   type ConnectOptions,
+  type ConnectValues,
   connectOptions,
 } from './client/index.js';
 import type { Compression } from './engine/blob.js';
@@ -81,9 +88,6 @@ SIGINT, SIGTERM: make everything durable, remove what was created, exit.
 Exit codes: 0 done, 1 failure (check: something is wrong), 2 wrong usage.
 `;
 
-/** A mistake on the command line. */
-export class UsageError extends Error {}
-
 export const COMMANDS = [
   'create',
   'serve',
@@ -110,18 +114,6 @@ const ARGUMENTS: Partial<Record<CommandName, string>> = {
   export: 'the file to write',
 };
 
-export interface IscsiChoice {
-  iqn: string;
-  portals: string[];
-  initiators: string[];
-  anyone: boolean;
-  chap: { user: string; password: string } | undefined;
-}
-
-export type ExportChoice =
-  | { type: 'loopback' | 'vhost' | 'none' }
-  | ({ type: 'iscsi' } & IscsiChoice);
-
 export interface Options {
   command: CommandName;
   place: string;
@@ -143,94 +135,62 @@ export interface Options {
   restartFile: string | undefined;
   statisticsSeconds: number | undefined;
   name: string;
-  export: ExportChoice;
-  maxSectors: number | undefined;
-  dataAreaMb: number | undefined;
-  ringMb: number | undefined;
-  timeout: number | undefined;
-  concurrency: number | undefined;
-  recover: boolean;
+  device: ReturnType<typeof deviceOptions>;
   serial: string | undefined;
   uio: string | undefined;
 }
 
-const FLAG = { type: 'boolean', default: false } as const;
-const TEXT = { type: 'string' } as const;
-const LIST = { type: 'string', multiple: true } as const;
+const OPTIONS = {
+  ...CONNECT_OPTIONS,
+  size: TEXT,
+  'allow-shrink': FLAG,
+  'block-size': TEXT,
+  'chunk-size': TEXT,
+  compression: TEXT,
+  'key-file': TEXT,
+  'key-command': TEXT,
+  'new-key-file': TEXT,
+  'new-key-command': TEXT,
+  snapshot: TEXT,
+  force: FLAG,
+  name: TEXT,
+  'read-only': FLAG,
+  cache: TEXT,
+  'map-memory': TEXT,
+  'cache-file': TEXT,
+  'cache-file-size': TEXT,
+  dirty: TEXT,
+  log: TEXT,
+  uploads: TEXT,
+  'write-back': TEXT,
+  'no-write-cache': FLAG,
+  'journal-on-this-host': TEXT,
+  'restart-file': TEXT,
+  'discard-journal': FLAG,
+  fencing: TEXT,
+  patience: TEXT,
+  lease: TEXT,
+  'assume-dead': FLAG,
+  statistics: TEXT,
+  ...DEVICE_OPTIONS,
+  serial: TEXT,
+  uio: TEXT,
+  json: FLAG,
+  help: { ...FLAG, short: 'h' },
+  version: FLAG,
+} as const;
 
-function read(args: readonly string[]) {
-  try {
-    return parseArgs({
-      args: [...args],
-      allowPositionals: true,
-      options: {
-        ...CONNECT_OPTIONS,
-        size: TEXT,
-        'allow-shrink': FLAG,
-        'block-size': TEXT,
-        'chunk-size': TEXT,
-        compression: TEXT,
-        'key-file': TEXT,
-        'key-command': TEXT,
-        'new-key-file': TEXT,
-        'new-key-command': TEXT,
-        snapshot: TEXT,
-        force: FLAG,
-        name: TEXT,
-        'read-only': FLAG,
-        cache: TEXT,
-        'map-memory': TEXT,
-        'cache-file': TEXT,
-        'cache-file-size': TEXT,
-        dirty: TEXT,
-        log: TEXT,
-        uploads: TEXT,
-        'write-back': TEXT,
-        'no-write-cache': FLAG,
-        'journal-on-this-host': TEXT,
-        'restart-file': TEXT,
-        'discard-journal': FLAG,
-        fencing: TEXT,
-        patience: TEXT,
-        lease: TEXT,
-        'assume-dead': FLAG,
-        statistics: TEXT,
-        export: TEXT,
-        iqn: TEXT,
-        portal: LIST,
-        initiator: LIST,
-        anyone: FLAG,
-        'chap-user': TEXT,
-        'chap-password-file': TEXT,
-        'max-sectors': TEXT,
-        'data-area-mb': TEXT,
-        'ring-mb': TEXT,
-        timeout: TEXT,
-        concurrency: TEXT,
-        serial: TEXT,
-        recover: FLAG,
-        uio: TEXT,
-        json: FLAG,
-        help: { ...FLAG, short: 'h' },
-        version: FLAG,
-      },
-    });
-  } catch (error) {
-    throw new UsageError((error as Error).message);
-  }
-}
-
-type Values = ReturnType<typeof read>['values'];
+type Line = CommandLine<keyof typeof OPTIONS>;
 
 /** @throws UsageError */
 export function parseOptions(
   args: readonly string[],
   env: NodeJS.ProcessEnv = process.env,
 ): Options | 'help' | 'version' {
-  const { values, positionals } = read(args);
-  if (values.help) return 'help';
-  if (values.version) return 'version';
-  const [word, place, ...more] = positionals;
+  const line: Line = new CommandLine(args, OPTIONS);
+  if (line.flag('help')) return 'help';
+  if (line.flag('version')) return 'version';
+  const [word, place, ...more] = line.words;
   const command = COMMANDS.find((known) => known === word);
   if (command === undefined) throw new UsageError(`what to do? One of ${COMMANDS.join(', ')}`);
   if (place === undefined) throw new UsageError('where is the disk? Give s3://bucket/prefix');
@@ -238,183 +198,112 @@ export function parseOptions(
   if (wanted !== undefined && more.length === 0) throw new UsageError(`${command}: give ${wanted}`);
   const extra = more[wanted === undefined ? 0 : 1];
   if (extra !== undefined) throw new UsageError(`${extra} is too much`);
-  const size = sizeOf(values, 'size');
+  const size = line.size('size');
   if (command === 'create' && size === undefined) throw new UsageError('--size is missing');
-  const key = keySource(values, 'key-file', 'key-command');
-  const newKey = keySource(values, 'new-key-file', 'new-key-command');
+  const key = keySource(line, 'key-file', 'key-command');
+  const newKey = keySource(line, 'new-key-file', 'new-key-command');
   if (command === 'rekey' && (key === undefined || newKey === undefined)) {
     throw new UsageError('rekey needs the old key and the new one: --key-file, --new-key-file');
   }
-  if (command === 'serve' && values.name === undefined && values.uio === undefined) {
+  if (command === 'serve' && !line.has('name') && !line.has('uio')) {
     throw new UsageError('--name is missing: name the backstore');
   }
+  const uio = line.text('uio');
   return {
     command,
     place,
     argument: more[0] ?? '',
-    connect: connectionOf(values, env),
-    json: values.json,
-    force: values.force,
+    connect: connectionOf(line, env),
+    json: line.flag('json'),
+    force: line.flag('force'),
     size,
-    allowShrink: values['allow-shrink'],
-    blockSize: number(values, 'block-size', [512, 4096]),
-    chunkSize: sizeOf(values, 'chunk-size'),
-    compression: choice('compression', values.compression, ['none', 'deflate', 'zstd']),
+    allowShrink: line.flag('allow-shrink'),
+    blockSize: line.number('block-size', { oneOf: [512, 4096] }),
+    chunkSize: line.size('chunk-size'),
+    compression: line.choice('compression', ['none', 'deflate', 'zstd']),
     key,
     newKey,
-    snapshot: values.snapshot,
-    open: openOptions(values, key),
-    restartFile: command === 'serve' ? restartFile(values, place, env) : undefined,
-    statisticsSeconds: number(values, 'statistics'),
-    name: values.name ?? '',
-    export: exportChoice(values, env),
-    maxSectors: number(values, 'max-sectors'),
-    dataAreaMb: number(values, 'data-area-mb'),
-    ringMb: number(values, 'ring-mb'),
-    timeout: number(values, 'timeout', undefined, 0),
-    concurrency: number(values, 'concurrency'),
-    recover: values.recover,
-    serial: values.serial,
-    uio: values.uio,
+    snapshot: line.text('snapshot'),
+    open: openOptions(line, key),
+    restartFile: command === 'serve' ? restartFile(line, place, env) : undefined,
+    statisticsSeconds: line.number('statistics'),
+    name: line.text('name') ?? '',
+    device: deviceOptions(line, env, uio === undefined ? 'loopback' : 'none'),
+    serial: line.text('serial'),
+    uio,
   };
 }
 
-function connectionOf(values: Values, env: NodeJS.ProcessEnv): ConnectOptions {
+function connectionOf(line: Line, env: NodeJS.ProcessEnv): ConnectOptions {
+  const names = Object.keys(CONNECT_OPTIONS) as (keyof typeof CONNECT_OPTIONS)[];
+  const values = names.map((name) => [name, line.text(name) ?? (line.flag(name) || undefined)]);
   try {
-    return connectOptions(values, env);
+    return connectOptions(Object.fromEntries(values) as ConnectValues, env);
   } catch (error) {
-    throw new UsageError((error as Error).message);
+    throw new UsageError((error as Error).message, error);
   }
 }
 
-function openOptions(values: Values, key: KeySource | undefined): OpenOptions {
+function openOptions(line: Line, key: KeySource | undefined): OpenOptions {
   const seconds = (option: 'write-back' | 'patience' | 'lease'): number | undefined => {
-    const value = number(values, option, undefined, option === 'lease' ? 0 : undefined);
+    const value = line.number(option, { least: option === 'lease' ? 0 : 1 });
     return value === undefined ? undefined : value * 1000;
   };
   return {
-    mode: values['read-only'] ? 'follow' : 'write',
-    snapshot: values.snapshot,
+    mode: line.flag('read-only') ? 'follow' : 'write',
+    snapshot: line.text('snapshot'),
     key,
-    fencing: choice('fencing', values.fencing, ['required', 'none']),
-    writeCache: !values['no-write-cache'],
-    dirtyLimit: sizeOf(values, 'dirty'),
-    cacheSize: sizeOf(values, 'cache'),
-    mapSize: sizeOf(values, 'map-memory'),
-    logLimit: sizeOf(values, 'log'),
-    uploads: number(values, 'uploads'),
+    fencing: line.choice('fencing', ['required', 'none']),
+    writeCache: !line.flag('no-write-cache'),
+    dirtyLimit: line.size('dirty'),
+    cacheSize: line.size('cache'),
+    mapSize: line.size('map-memory'),
+    logLimit: line.size('log'),
+    uploads: line.number('uploads'),
     writeBackMs: seconds('write-back'),
     patienceMs: seconds('patience'),
     leaseMs: seconds('lease'),
-    assumeDead: values['assume-dead'],
-    cacheFile: values['cache-file'],
-    cacheFileSize: sizeOf(values, 'cache-file-size'),
-    journal: values['journal-on-this-host'],
-    discardJournal: values['discard-journal'],
+    assumeDead: line.flag('assume-dead'),
+    cacheFile: line.text('cache-file'),
+    cacheFileSize: line.size('cache-file-size'),
+    journal: line.text('journal-on-this-host'),
+    discardJournal: line.flag('discard-journal'),
   };
 }
 
 /** A file for this disk under this name: a process that takes the disk over here has another one. */
-function restartFile(values: Values, place: string, env: NodeJS.ProcessEnv): string | undefined {
-  const given = values['restart-file'];
-  if (given === 'none' || values['read-only'] || values.snapshot !== undefined) return undefined;
+function restartFile(line: Line, place: string, env: NodeJS.ProcessEnv): string | undefined {
+  const given = line.text('restart-file');
+  if (given === 'none' || line.flag('read-only') || line.has('snapshot')) return undefined;
   if (given !== undefined) {
-    if (values['journal-on-this-host'] === undefined) return given;
+    if (!line.has('journal-on-this-host')) return given;
     throw new UsageError('--restart-file and --journal-on-this-host exclude each other');
   }
-  const name = values.name ?? basename(values.uio ?? '');
+  const name = line.text('name') ?? basename(line.text('uio') ?? '');
   const id = createHash('sha256').update(`${place}\n${name}`).digest('hex').slice(0, 16);
   return join(env['STATE_DIRECTORY'] ?? '/var/lib/tcmu-s3', `restart-${id}`);
 }
 
-type SizeOption =
-  | 'size'
-  | 'chunk-size'
-  | 'cache'
-  | 'map-memory'
-  | 'cache-file-size'
-  | 'dirty'
-  | 'log';
-
-function sizeOf(values: Values, option: SizeOption): number | undefined {
-  const text = values[option];
-  if (text === undefined) return undefined;
-  const size = parseSize(text);
-  if (size === undefined || size === 0) {
-    throw new UsageError(`--${option} ${text}: give a size such as 512M, 10G or 1073741824`);
-  }
-  return size;
-}
-
-type NumberOption =
-  | 'block-size'
-  | 'uploads'
-  | 'write-back'
-  | 'patience'
-  | 'lease'
-  | 'statistics'
-  | 'max-sectors'
-  | 'data-area-mb'
-  | 'ring-mb'
-  | 'timeout'
-  | 'concurrency';
-
-function number(
-  values: Values,
-  option: NumberOption,
-  allowed?: readonly number[],
-  least = 1,
-): number | undefined {
-  const text = values[option];
-  if (text === undefined) return undefined;
-  const value = Number(text);
-  const good =
-    /^\d+$/.test(text) &&
-    Number.isSafeInteger(value) &&
-    value >= least &&
-    (allowed?.includes(value) ?? true);
-  if (!good) {
-    const rule = allowed?.join(' or ') ?? `a whole number from ${least} on`;
-    throw new UsageError(`--${option} ${text}: give ${rule}`);
-  }
-  return value;
-}
-
-function choice<T extends string>(
-  option: string,
-  text: string | undefined,
-  allowed: readonly T[],
-): T | undefined {
-  if (text === undefined) return undefined;
-  const found = allowed.find((value) => value === text);
-  if (found === undefined) throw new UsageError(`--${option} ${text}: give ${allowed.join(', ')}`);
-  return found;
-}
-
 /** The key is read when it is wanted, and kept nowhere. */
 function keySource(
-  values: Values,
+  line: Line,
   fileOption: 'key-file' | 'new-key-file',
   commandOption: 'key-command' | 'new-key-command',
 ): KeySource | undefined {
-  const file = values[fileOption];
-  const command = values[commandOption];
+  const file = line.text(fileOption);
+  const command = line.text(commandOption);
   if (file !== undefined && command !== undefined) {
     throw new UsageError(`--${fileOption} and --${commandOption} exclude each other`);
   }
-  if (file !== undefined) return () => keyFrom(`--${fileOption} ${file}`, () => secretFile(file));
+  if (file !== undefined) {
+    const what = `--${fileOption} ${file}`;
+    return () => keyFrom(what, () => secretFile(what, file));
+  }
   if (command === undefined) return undefined;
   return () =>
     keyFrom(`--${commandOption}`, () =>
       execFileSync('/bin/sh', ['-c', command], { stdio: ['ignore', 'pipe', 'inherit'] }),
     );
-}
-
-function secretFile(file: string): Buffer {
-  if ((statSync(file).mode & 0o007) !== 0) {
-    throw new UsageError(`${file}: everybody may read it; chmod 600 ${file}`);
-  }
-  return readFileSync(file);
 }
 
 function keyFrom(what: string, get: () => Buffer): Buffer {
@@ -431,51 +320,4 @@ function keyFrom(what: string, get: () => Buffer): Buffer {
   throw new UsageError(
     `${what}: a key is 32 bytes or 64 hexadecimal digits (head -c 32 /dev/urandom > key)`,
   );
-}
-
-const ISCSI_ONLY = [
-  'iqn',
-  'portal',
-  'initiator',
-  'anyone',
-  'chap-user',
-  'chap-password-file',
-] as const;
-
-function exportChoice(values: Values, env: NodeJS.ProcessEnv): ExportChoice {
-  const standard = values.uio === undefined ? 'loopback' : 'none';
-  const type = choice('export', values.export, ['loopback', 'iscsi', 'vhost', 'none']) ?? standard;
-  if (type !== 'iscsi') {
-    const wrong = ISCSI_ONLY.find((option) => values[option]);
-    if (wrong !== undefined) throw new UsageError(`--${wrong} goes with --export iscsi only`);
-    return { type };
-  }
-  const { iqn, portal = [], initiator = [], anyone } = values;
-  if (iqn === undefined) throw new UsageError('--export iscsi needs --iqn, the name of the target');
-  if (anyone === initiator.length > 0) {
-    throw new UsageError('--export iscsi needs either --initiator or --anyone: who may log in?');
-  }
-  return {
-    type,
-    iqn,
-    portals: portal,
-    initiators: initiator,
-    anyone,
-    chap: chap(values, env),
-  };
-}
-
-function chap(values: Values, env: NodeJS.ProcessEnv): IscsiChoice['chap'] {
-  const user = values['chap-user'];
-  const file = values['chap-password-file'];
-  if (user === undefined) {
-    if (file !== undefined) throw new UsageError('--chap-password-file needs --chap-user');
-    return undefined;
-  }
-  const password =
-    file === undefined ? env['TCMU_CHAP_PASSWORD'] : secretFile(file).toString().split('\n')[0];
-  if (!password) {
-    throw new UsageError('--chap-user needs --chap-password-file or $TCMU_CHAP_PASSWORD');
-  }
-  return { user, password };
 }

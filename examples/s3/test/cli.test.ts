@@ -5,8 +5,9 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { UsageError } from 'tcmu/program';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { HELP, parseOptions, UsageError } from '../src/options.js';
+import { HELP, parseOptions } from '../src/options.js';
 import { newBucket, openBucket, startServer, type TestServer } from './support/servers.js';
 
 const here = dirname(fileURLToPath(import.meta.url));

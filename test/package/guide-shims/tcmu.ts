@@ -46,9 +46,12 @@ function served(
   const iscsi = typeof wanted === 'object' && wanted.type === 'iscsi' ? wanted : undefined;
   // A program that serves goes on; one in a test ends when it has nothing more to do.
   const end = setImmediate(() => close());
+  const disk = wanted === 'loopback' ? '/dev/sda' : undefined;
   return {
+    name: options.name,
+    reach: disk ?? '/dev/uio0, exported to nobody',
     device,
-    disk: wanted === 'loopback' ? '/dev/sda' : undefined,
+    disk,
     uioPath: '/dev/uio0',
     iscsi: iscsi && { url: `iscsi://${iscsi.portals?.[0] ?? '127.0.0.1:3260'}/${iscsi.iqn}/0` },
     recovered: false,

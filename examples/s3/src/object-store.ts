@@ -34,6 +34,11 @@ export interface GetOptions extends CallOptions {
    * a part of it. It belongs to the store until the call has settled, and isn't touched after.
    */
   readonly into?: Buffer | undefined;
+  /**
+   * Of a range with `into`: called as the answer comes, with its first `bytes` bytes in `body`. They are the object's, though the call
+   * may fail yet. Must not throw. A store may leave it out.
+   */
+  readonly onProgress?: ((body: Buffer, bytes: number) => void) | undefined;
 }
 
 export interface PutOptions extends CallOptions {

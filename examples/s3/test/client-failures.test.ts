@@ -203,9 +203,43 @@ describe('an answer that is no S3', () => {
     ['HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n??', 'not-found'],
   ])('%j', async (text, kind) => {
     const strange = await answering(text);
-    const error = await failure(() => strange.get('k', { range: { start: 0, end: 4 } }));
+    const options = { range: { start: 0, end: 4 }, into: Buffer.alloc(4096) };
+    const onProgress = () => {
+      throw new Error('nothing of it may be used');
+    };
+    const error = await failure(() => strange.get('k', { ...options, onProgress }));
     expect(error.kind).toBe(kind);
     await strange.close();
+  });
+
+  it.each([true, false])('tells how far it is, also when it breaks off then: %j', async (isCut) => {
+    const head =
+      'HTTP/1.1 206 Partial\r\ncontent-length: 9\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\ncontent-range: bytes 3-11/20\r\n\r\n';
+    let goOn = () => {};
+    const listening = createServer((socket) => {
+      socket.on('error', () => {}).once('data', () => socket.write(`${head}hell`));
+      goOn = () => socket.end(isCut ? '-' : '-here');
+    });
+    raw = listening;
+    await new Promise<void>((resolve) => listening.listen(0, '127.0.0.1', resolve));
+    const { port } = listening.address() as { port: number };
+    const options = reaching({ ...reached(), endpoint: `http://127.0.0.1:${port}` });
+    const { store: slow } = await connect(`s3://${bucket}/x`, options);
+    const seen: string[] = [];
+    const into = Buffer.alloc(4096);
+    const got = slow.get('k', {
+      range: { start: 3, end: 12 },
+      into,
+      onProgress: (body, bytes) => {
+        expect(body.buffer).toBe(into.buffer);
+        seen.push(String(body.subarray(0, bytes)));
+        goOn();
+      },
+    });
+    if (isCut) await expect(got).rejects.toMatchObject({ kind: 'outage' });
+    else expect(String((await got).body)).toBe('hell-here');
+    expect(seen).toEqual(['hell', isCut ? 'hell-' : 'hell-here']);
+    await slow.close();
   });
 
   it.each<[what: string, text: string]>([

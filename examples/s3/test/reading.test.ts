@@ -1,14 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 /** How much one read asks the bucket for. */
+
+import { SenseKey } from 'tcmu/scsi';
 import { describe, expect, it } from 'vitest';
 import { AnswerBuffers } from '../src/engine/buffers.js';
-import { create, KiB, MiB, open, readAll, write } from './support/disk.js';
-import { MemoryBucket } from './support/memory-objects.js';
+import type { S3Disk } from '../src/s3-disk.js';
+import { create, KiB, MiB, open, PREFIX, readAll, write } from './support/disk.js';
+import { type Fate, MemoryBucket } from './support/memory-objects.js';
+
+const damaged = (path: string) => ({
+  key: SenseKey.MEDIUM_ERROR,
+  asc: 0x11,
+  cause: { failure: 'damaged', path },
+});
+
+/** Until nothing is on its way from the bucket any more. */
+async function drained(disk: S3Disk): Promise<void> {
+  let { bytesRead } = disk.statistics();
+  for (let still = 0; still < 10; still++) {
+    await new Promise((resolve) => setImmediate(resolve));
+    if (disk.statistics().bytesRead === bytesRead) continue;
+    ({ bytesRead } = disk.statistics());
+    still = 0;
+  }
+}
 
 describe('a read that is not in memory', () => {
   const frameSize = 4 * KiB;
 
-  async function disk(cacheSize: number, kind: 'chunks' | 'log') {
+  async function heldDisk(kind: 'chunks' | 'log', cacheSize = 512 * KiB) {
     const bucket = new MemoryBucket();
     await create(bucket.connect(), { size: MiB, chunkSize: 64 * KiB, frameSize });
     const writer = await open(bucket.connect(), { logLimit: 8 * MiB });
@@ -16,33 +36,126 @@ describe('a read that is not in memory', () => {
       await write(writer, at, Buffer.alloc(32 * KiB, 1 + at / (32 * KiB)));
     if (kind === 'chunks') await writer.checkpoint();
     await writer.close();
-    return open(bucket.connect(), { mode: 'follow', readAhead: false, cacheSize });
+    const options = { mode: 'follow', readAhead: false, cacheSize } as const;
+    return { bucket, reader: await open(bucket.connect(), options) };
   }
 
-  it.each(['chunks', 'log'] as const)('brings its neighbours along (%s)', async (kind) => {
+  async function disk(cacheSize: number, kind: 'chunks' | 'log') {
+    return (await heldDisk(kind, cacheSize)).reader;
+  }
+
+  async function asked(reader: S3Disk, position: number) {
+    const before = reader.statistics();
+    expect((await readAll(reader, position, 512))[0]).toBe(1 + Math.floor(position / 32 / KiB));
+    // What comes along may come later.
+    await drained(reader);
+    const { gets, bytesRead } = reader.statistics();
+    return { gets: gets - before.gets, frames: (bytesRead - before.bytesRead) / frameSize };
+  }
+
+  it.each([
+    // A chunk is larger than a segment, which ends what comes along.
+    { kind: 'chunks', along: 8 },
+    { kind: 'log', along: 6 },
+  ] as const)('brings what is behind it along (%j)', async ({ kind, along }) => {
     const reader = await disk(512 * KiB, kind);
-    const asked = async (position: number) => {
-      const before = reader.statistics();
-      expect((await readAll(reader, position, 512))[0]).toBe(1 + Math.floor(position / 32 / KiB));
-      const { gets, bytesRead } = reader.statistics();
-      return { gets: gets - before.gets, bytes: bytesRead - before.bytesRead };
-    };
-    await asked(512 * KiB);
-    expect(await asked(8 * KiB)).toEqual({ gets: 1, bytes: 8 * frameSize });
-    for (const at of [512, 4 * KiB, 28 * KiB + 512]) {
-      expect(await asked(at)).toEqual({ gets: 0, bytes: 0 });
+    await asked(reader, 512 * KiB);
+    expect(await asked(reader, 8 * KiB)).toEqual({ gets: 1, frames: along });
+    for (const frame of [2, 3, 1 + along]) {
+      expect(await asked(reader, frame * frameSize + 512)).toEqual({ gets: 0, frames: 0 });
     }
-    // From the other end too, and no further.
-    expect(await asked(60 * KiB)).toEqual({ gets: 1, bytes: 8 * frameSize });
-    expect(await asked(32 * KiB)).toEqual({ gets: 0, bytes: 0 });
-    expect(await asked(64 * KiB)).toEqual({ gets: 1, bytes: 8 * frameSize });
+    // No further than what is there, or than its object.
+    expect(await asked(reader, 4 * KiB)).toEqual({ gets: 1, frames: 1 });
+    expect(await asked(reader, 56 * KiB)).toEqual({ gets: 1, frames: 2 });
+    await reader.close();
+  });
+
+  it.each(['chunks', 'log'] as const)('is answered before what comes along (%s)', async (kind) => {
+    const { bucket, reader } = await heldDisk(kind);
+    await readAll(reader, 512 * KiB, 512);
+    let release = () => {};
+    const gate = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    bucket.after = () => gate;
+    const { gets } = reader.statistics();
+    expect((await readAll(reader, 32 * KiB, 512))[0]).toBe(2);
+    // What is on its way is not asked for again.
+    let isThere = false;
+    const last = readAll(reader, 60 * KiB, 512).then((bytes) => {
+      isThere = true;
+      return bytes;
+    });
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(isThere).toBe(false);
+    release();
+    expect((await last)[0]).toBe(2);
+    expect(reader.statistics().gets - gets).toBe(1);
+    await reader.close();
+  });
+
+  it('is good when what comes along is not, which is told to its reader', async () => {
+    const { bucket, reader } = await heldDisk('chunks');
+    await readAll(reader, 512 * KiB, 512);
+    const chunk = bucket.keys(PREFIX).filter((key) => key.includes('/c/'))[0] as string;
+    const stored = bucket.objects.get(chunk) as { body: Buffer };
+    // In the last frame but one: the read below is of the first half, and brings it along.
+    const broken = Buffer.from(stored.body);
+    const at = broken.length - 2 * frameSize + 5;
+    broken[at] = (broken[at] as number) ^ 1;
+    stored.body = broken;
+    const [first, last] = [readAll(reader, 32 * KiB, 512), readAll(reader, 56 * KiB, 512)];
+    expect((await first)[0]).toBe(2);
+    await expect(last).rejects.toMatchObject(damaged(chunk));
+    expect((await readAll(reader, 52 * KiB, 512))[0]).toBe(2);
+    await expect(readAll(reader, 56 * KiB, 512)).rejects.toMatchObject(damaged(chunk));
+    expect((await readAll(reader, 60 * KiB, 512))[0]).toBe(2);
+    await reader.close();
+  });
+
+  it('brings nothing along when it is on its way already', async () => {
+    const { reader } = await heldDisk('chunks');
+    await asked(reader, 512 * KiB);
+    const before = reader.statistics();
+    const reads = [readAll(reader, 28 * KiB, 512), readAll(reader, 28 * KiB + 512, 512)];
+    for (const bytes of await Promise.all(reads)) expect(bytes[0]).toBe(1);
+    await drained(reader);
+    const { gets, bytesRead } = reader.statistics();
+    expect(gets - before.gets).toBe(1);
+    expect(bytesRead - before.bytesRead).toBe(8 * frameSize);
+    await reader.close();
+  });
+
+  it('goes on where an answer broke off', async () => {
+    const { bucket, reader } = await heldDisk('chunks');
+    await readAll(reader, 512 * KiB, 512);
+    const fates: Fate[] = [{ after: 'outage' }, { before: 'throttled' }, 'good'];
+    bucket.fate = () => fates.shift() ?? 'good';
+    const [first, last] = [readAll(reader, 32 * KiB, 512), readAll(reader, 60 * KiB, 512)];
+    expect((await first)[0]).toBe(2);
+    expect((await last)[0]).toBe(2);
+    expect(fates).toEqual([]);
+    for (let at = 32 * KiB; at < 64 * KiB; at += 512) {
+      expect((await readAll(reader, at, 512)).every((byte) => byte === 2)).toBe(true);
+    }
+    await reader.close();
+  });
+
+  it('that is cut short is damage', async () => {
+    const { bucket, reader } = await heldDisk('chunks');
+    await readAll(reader, 512 * KiB, 512);
+    const chunk = bucket.keys(PREFIX).filter((key) => key.includes('/c/'))[0] as string;
+    const stored = bucket.objects.get(chunk) as { body: Buffer };
+    stored.body = stored.body.subarray(0, -frameSize - 1);
+    await expect(readAll(reader, 60 * KiB, 512)).rejects.toMatchObject(damaged(chunk));
+    await expect(readAll(reader, 56 * KiB, 512)).rejects.toMatchObject(damaged(chunk));
     await reader.close();
   });
 
   it.each(['chunks', 'log'] as const)('gets what it needs by a full cache (%s)', async (kind) => {
     const reader = await disk(256 * KiB, kind);
     // One of each group: what comes then was a neighbour only while there was room, and is gone.
-    for (let at = 0; at < MiB; at += 8 * frameSize) await readAll(reader, at, 512);
+    for (let at = 0; at < MiB; at += 8 * frameSize) await asked(reader, at);
     const before = reader.statistics();
     await readAll(reader, 2 * frameSize + 512, 512);
     const { gets, bytesRead } = reader.statistics();

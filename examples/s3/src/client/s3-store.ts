@@ -8,6 +8,7 @@
  */
 import { createHash } from 'node:crypto';
 import {
+  type ByteRange,
   type CallOptions,
   type DeleteOptions,
   type FailureKind,
@@ -60,6 +61,7 @@ interface Request {
   readonly expectedBytes?: number;
   /** Where the answer's body may be put. */
   readonly into?: Buffer | undefined;
+  readonly onProgress?: ((reply: Reply, bytes: number) => void) | undefined;
 }
 
 /** How the bucket is reached: never changed, but replaced, so that a request is of one piece. */
@@ -105,7 +107,7 @@ export class S3Store implements ObjectStore {
   }
 
   async get(key: string, options: GetOptions = {}): Promise<GetResult> {
-    const { range, ifMatch, signal, into } = options;
+    const { range, ifMatch, signal, into, onProgress } = options;
     const reply = await this.#send({
       operation: 'get',
       method: 'GET',
@@ -117,6 +119,9 @@ export class S3Store implements ObjectStore {
       signal,
       into,
       ...(range === undefined ? {} : { expectedBytes: range.end - range.start }),
+      ...(range === undefined || onProgress === undefined
+        ? {}
+        : { onProgress: this.#following(key, range, onProgress) }),
     });
     if (range === undefined) return { ...this.#facts(reply, key), body: reply.body };
     if (reply.status !== 206) {
@@ -127,13 +132,43 @@ export class S3Store implements ObjectStore {
       const body = reply.body.subarray(range.start, range.end);
       return { ...this.#facts(reply, key), body };
     }
+    return { ...this.#rangeFacts(reply, key, range), body: reply.body };
+  }
+
+  /** Passes on how far the answer is that will be taken; any other one fails when it is there. */
+  #following(
+    key: string,
+    range: ByteRange,
+    onProgress: (body: Buffer, bytes: number) => void,
+  ): (reply: Reply, bytes: number) => void {
+    let looked: Reply | undefined;
+    let isGood = false;
+    return (reply, bytes) => {
+      if (reply !== looked) {
+        looked = reply;
+        isGood = reply.status === 206 && this.#isRange(reply, key, range);
+      }
+      if (isGood) onProgress(reply.body, bytes);
+    };
+  }
+
+  #isRange(reply: Reply, key: string, range: ByteRange): boolean {
+    try {
+      this.#rangeFacts(reply, key, range);
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  #rangeFacts(reply: Reply, key: string, range: ByteRange): ObjectFacts {
     const facts = this.#facts(reply, key);
     const { length } = reply.body;
     const first = Number(/^bytes (\d+)-/.exec(reply.headers['content-range'] ?? '')?.[1]);
     if (first !== range.start || length !== Math.min(range.end, facts.size) - range.start) {
       throw this.#error('outage', 'get', key, `${length} bytes came, from ${first} on`);
     }
-    return { ...facts, body: reply.body };
+    return facts;
   }
 
   async put(key: string, body: readonly Uint8Array[], options: PutOptions = {}): Promise<string> {
@@ -370,6 +405,7 @@ export class S3Store implements ObjectStore {
         timeoutMs,
         signal,
         into: request.into,
+        onProgress: request.onProgress,
       });
       return { reply, route, credentials: signed.credentials };
     } catch (error) {

@@ -29,6 +29,8 @@ export interface Exchange {
   readonly signal: AbortSignal | undefined;
   /** Where the answer's body is put if it is long enough. Not touched once the exchange has settled. */
   readonly into?: Buffer | undefined;
+  /** As an answer's body comes: its first `bytes` bytes are there. Must not throw. */
+  readonly onProgress?: ((reply: Reply, bytes: number) => void) | undefined;
 }
 
 export interface Reply {
@@ -107,8 +109,8 @@ class Call implements Dispatcher.DispatchHandlers {
   #failure: TransportError | undefined;
   #status = 0;
   #headers: Record<string, string> = {};
-  /** The answer's body when its length is known; else the pieces. */
-  #body: Buffer | undefined;
+  /** The answer when its body's length is known; else there are pieces. */
+  #reply: Reply | undefined;
   #pieces: Buffer[] = [];
   #received = 0;
 
@@ -171,19 +173,24 @@ class Call implements Dispatcher.DispatchHandlers {
         return false;
       }
       const { into } = this.#exchange;
-      this.#body =
+      const body =
         into !== undefined && into.length >= Number(length)
           ? into.subarray(0, Number(length))
           : Buffer.allocUnsafeSlow(Number(length));
+      this.#reply = { status, headers: this.#headers, body };
     }
     return true;
   }
 
   onData(chunk: Buffer): boolean {
     if (this.#failure !== undefined) return false;
-    if (this.#body !== undefined) chunk.copy(this.#body, this.#received);
+    const reply = this.#reply;
+    if (reply !== undefined) chunk.copy(reply.body, this.#received);
     else this.#pieces.push(Buffer.from(chunk));
     this.#received += chunk.length;
+    if (reply !== undefined && this.#received <= reply.body.length) {
+      this.#exchange.onProgress?.(reply, this.#received);
+    }
     if (this.#received > largestBody) {
       this.#fail(new TransportError('cut', true, 'an answer without a length does not end'));
       return false;
@@ -193,14 +200,18 @@ class Call implements Dispatcher.DispatchHandlers {
 
   onComplete(): void {
     if (this.#failure !== undefined) return;
-    const body = this.#body ?? Buffer.concat(this.#pieces);
-    if (this.#received !== body.length) {
+    const reply = this.#reply ?? {
+      status: this.#status,
+      headers: this.#headers,
+      body: Buffer.concat(this.#pieces),
+    };
+    if (this.#received !== reply.body.length) {
       return this.#fail(
-        new TransportError('cut', true, `${this.#received} of ${body.length} bytes came`),
+        new TransportError('cut', true, `${this.#received} of ${reply.body.length} bytes came`),
       );
     }
     this.#release();
-    this.#resolve({ status: this.#status, headers: this.#headers, body });
+    this.#resolve(reply);
   }
 
   onError(error: Error): void {

@@ -25,7 +25,7 @@ import {
   type Manifest,
   type Origin,
 } from './chunk-map.js';
-import { Gone } from './errors.js';
+import { damaged, Gone } from './errors.js';
 import type { FileCache } from './file-cache.js';
 import type { FrameCache } from './frame-cache.js';
 import { LogIndex, RUN } from './log-index.js';
@@ -315,8 +315,8 @@ export class DiskImage {
       let count = 1;
       while (frame + count <= last && this.#missing(chunk, ref, frame + count)) count++;
       const source = this.#chunkSource(chunk, ref);
-      const wanted = this.#withNeighbours(source, frame, count, data);
-      this.#fetch(source, wanted.first, wanted.count, jobs, (one, bytes) => {
+      const along = this.#along(source, frame, count, data);
+      this.#fetch(source, frame, count, along, jobs, (one, bytes) => {
         const base = one * frameSize;
         const begin = Math.max(from, base);
         const stop = Math.min(to, base + frameSize);
@@ -332,37 +332,26 @@ export class DiskImage {
   }
 
   /**
-   * A frame alone that was asked for brings the missing ones next to it in its group along while the cache has room: it
-   * costs the bucket hardly more, and saves a request if they are ever wanted.
+   * How many frames come from `first` on: a frame alone that was asked for brings the missing ones behind it along while the
+   * cache has room. Its reader has it before they are there; they cost the bucket hardly more, and save a request if they are ever
+   * wanted.
    */
-  #withNeighbours(
-    source: FrameSource,
-    first: number,
-    count: number,
-    data: DataIn | undefined,
-  ): { first: number; count: number } {
+  #along(source: FrameSource, first: number, count: number, data: DataIn | undefined): number {
     const { cache } = this.#parts;
-    if (count > 1 || data === undefined || cache.room <= cache.limit * FREE_SHARE) {
-      return { first, count };
-    }
-    const start = first - (first % GROUP_FRAMES);
-    const comes = (frame: number): boolean =>
-      frame >= start &&
-      frame < start + GROUP_FRAMES &&
-      source.wants(frame) &&
-      !this.#fetching.has(`${source.key}#${frame}`);
-    let from = first;
-    while (comes(from - 1)) from--;
-    let until = first + 1;
-    while (comes(until)) until++;
-    return { first: from, count: until - from };
+    const isUnderway = (frame: number): boolean => this.#fetching.has(`${source.key}#${frame}`);
+    if (count > 1 || data === undefined || isUnderway(first)) return count;
+    if (cache.room <= cache.limit * FREE_SHARE) return count;
+    const comes = (frame: number): boolean => source.wants(frame) && !isUnderway(frame);
+    let along = 1;
+    while (along < GROUP_FRAMES && comes(first + along)) along++;
+    return along;
   }
 
   /** Copies of frames of a chunk after each other, none of them zeros. */
   async chunkFrames(chunk: number, ref: ChunkRef, first: number, count: number): Promise<Buffer[]> {
     const frames: Buffer[] = [];
     const jobs: Promise<unknown>[] = [];
-    this.#fetch(this.#chunkSource(chunk, ref), first, count, jobs, (frame, bytes) => {
+    this.#fetch(this.#chunkSource(chunk, ref), first, count, count, jobs, (frame, bytes) => {
       frames[frame - first] = Buffer.from(bytes);
     });
     const results = await Promise.allSettled(jobs);
@@ -439,8 +428,8 @@ export class DiskImage {
       let count = 1;
       while (frame + count <= last && !cache.has(segmentFrameKey(slot, frame + count))) count++;
       const source = this.#segmentSource(slot);
-      const wanted = this.#withNeighbours(source, frame, count, data);
-      this.#fetch(source, wanted.first, wanted.count, jobs, copy);
+      const along = this.#along(source, frame, count, data);
+      this.#fetch(source, frame, count, along, jobs, copy);
       frame += count - 1;
     }
   }
@@ -461,19 +450,23 @@ export class DiskImage {
     };
   }
 
-  /** Shares what is on its way already; the rest comes by one request a gap. `take` sees each frame before it is gone. */
+  /**
+   * Shares what is on its way already; the rest comes by one request a gap, `along` frames in all. `take` sees each of the first
+   * `count` frames before it is gone, and the job is done with the last of them.
+   */
   #fetch(
     source: FrameSource,
     first: number,
     count: number,
+    along: number,
     jobs: Promise<unknown>[],
     take: (frame: number, bytes: Buffer) => void,
   ): void {
-    const until = first + count;
+    const until = first + along;
     for (let frame = first; frame < until; ) {
       const under = this.#fetching.get(`${source.key}#${frame}`);
       if (under !== undefined) {
-        jobs.push(join(under, frame, take));
+        jobs.push(under.join(frame, frame + 1, take));
         frame++;
         continue;
       }
@@ -481,11 +474,12 @@ export class DiskImage {
       const fetching = new Fetching();
       do this.#fetching.set(`${source.key}#${frame++}`, fetching);
       while (frame < until && !this.#fetching.has(`${source.key}#${frame}`));
-      jobs.push(join(fetching, undefined, take));
-      fetching.settle(this.#request(source, start, frame - start, fetching));
+      jobs.push(fetching.join(start, Math.min(frame, first + count), take));
+      void this.#request(source, start, frame - start, fetching);
     }
   }
 
+  /** Never rejects: those who wait are told. */
   async #request(
     source: FrameSource,
     first: number,
@@ -498,12 +492,18 @@ export class DiskImage {
       fetching.deliver(frame, bytes);
       source.keep(frame, bytes);
     };
+    let failure: unknown;
     try {
       const missing = await this.#fromFile(source, first, count, arrived);
       if (missing.length > 0) await this.#fromBucket(source, missing, arrived);
-    } finally {
-      for (let i = 0; i < count; i++) this.#fetching.delete(`${source.key}#${first + i}`);
+    } catch (error) {
+      failure = error;
     }
+    for (let frame = first; frame < first + count; frame++) {
+      const key = `${source.key}#${frame}`;
+      if (this.#fetching.get(key) === fetching) this.#fetching.delete(key);
+    }
+    fetching.fail(failure);
   }
 
   /** @returns the frames that the local file has not */
@@ -534,21 +534,39 @@ export class DiskImage {
     const start = source.offset(missing[0] as number);
     const end = source.offset(last) + source.length(last);
     const into = this.#answers.take(end - start);
-    try {
-      const { body } = await requests.get(source.key, { range: { start, end }, into });
-      for (const frame of missing) {
+    let next = 0;
+    let damage: unknown;
+    // Those of which everything is there, of the first `bytes` bytes.
+    const onProgress = (body: Buffer, bytes: number): void => {
+      for (; next < missing.length && damage === undefined; next++) {
+        const frame = missing[next] as number;
         const at = source.offset(frame) - start;
-        const stored = body.subarray(at, at + source.length(frame));
-        const bytes = source.decode(source.key, frame, stored);
-        fileCache?.put(source.key, frame, stored, source.crc(frame));
-        arrived(frame, bytes);
+        const to = at + source.length(frame);
+        if (to > bytes) return;
+        const stored = body.subarray(at, to);
+        try {
+          const decoded = source.decode(source.key, frame, stored);
+          fileCache?.put(source.key, frame, stored, source.crc(frame));
+          arrived(frame, decoded);
+        } catch (error) {
+          damage = error;
+        }
       }
+    };
+    try {
+      const range = { start, end };
+      const { body } = await requests.get(source.key, { range, into, onProgress });
+      onProgress(body, body.length);
     } catch (error) {
       if (failureKind(error) === 'not-found') throw new Gone(source.key);
-      throw error;
+      throw damage ?? error;
     } finally {
       this.#answers.give(into);
     }
+    if (damage === undefined && next < missing.length) {
+      damage = damaged(source.key, `frame ${missing[next]} is cut short`);
+    }
+    if (damage !== undefined) throw damage;
   }
 
   /** Notices sequential readers, and fetches what they will want next. */
@@ -660,51 +678,52 @@ interface FrameSource {
   keep(frame: number, bytes: Buffer): void;
 }
 
+/** Somebody who waits for the frames `[from, until)`. */
+interface Taker {
+  readonly from: number;
+  readonly until: number;
+  readonly take: (frame: number, bytes: Buffer) => void;
+  readonly resolve: () => void;
+  readonly reject: (error: unknown) => void;
+  /** Frames that have not come yet. */
+  left: number;
+}
+
 /** A request under way, and who wants which of its frames. */
 class Fetching {
-  readonly #takers: { frame: number | undefined; take: (frame: number, bytes: Buffer) => void }[] =
-    [];
-  readonly done: Promise<void>;
-  #resolve: (result: Promise<void>) => void = () => {};
+  readonly #takers = new Set<Taker>();
 
-  constructor() {
-    this.done = new Promise((resolve) => {
-      this.#resolve = resolve;
+  /**
+   * Settles with the last of the frames, or when the request has failed: `take` is not called after that. What goes wrong with one
+   * who takes is that one's business.
+   */
+  join(from: number, until: number, take: (frame: number, bytes: Buffer) => void): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#takers.add({ from, until, take, resolve, reject, left: until - from });
     });
-  }
-
-  /** @param frame undefined: all of them */
-  add(frame: number | undefined, take: (frame: number, bytes: Buffer) => void): void {
-    this.#takers.push({ frame, take });
   }
 
   deliver(frame: number, bytes: Buffer): void {
     for (const taker of this.#takers) {
-      if (taker.frame === undefined || taker.frame === frame) taker.take(frame, bytes);
+      if (frame < taker.from || frame >= taker.until) continue;
+      try {
+        taker.take(frame, bytes);
+      } catch (error) {
+        this.#takers.delete(taker);
+        taker.reject(error);
+        continue;
+      }
+      if (--taker.left > 0) continue;
+      this.#takers.delete(taker);
+      taker.resolve();
     }
   }
 
-  settle(result: Promise<void>): void {
-    this.#resolve(result);
+  /** To those who still wait. */
+  fail(reason: unknown): void {
+    for (const { reject } of this.#takers) reject(reason);
+    this.#takers.clear();
   }
-}
-
-/** Settles when the request has; what goes wrong with one who takes is that one's business. */
-async function join(
-  fetching: Fetching,
-  frame: number | undefined,
-  take: (frame: number, bytes: Buffer) => void,
-): Promise<void> {
-  const failures: unknown[] = [];
-  fetching.add(frame, (one, bytes) => {
-    try {
-      take(one, bytes);
-    } catch (error) {
-      failures.push(error);
-    }
-  });
-  await fetching.done;
-  if (failures.length > 0) throw failures[0];
 }
 
 /** Key of a segment's frame in the cache. */

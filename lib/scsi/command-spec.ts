@@ -39,6 +39,30 @@ export function refused(name: string, byte: number, msb: number, lsb = msb): Cdb
   return { ...bits(name, byte, msb, lsb), refused: true };
 }
 
+/**
+ * The fields of a command on a range of blocks in one of its forms: they stand at the same bytes whatever the
+ * command (SBC-4 5; the 6-byte form SBC-2 5).
+ *
+ * @param length of the CDB
+ * @param options the command's own, before the range
+ * @param blocks name of the field with the number of blocks
+ */
+export function rangeFields(
+  length: 6 | 10 | 12 | 16,
+  options: readonly CdbField[],
+  blocks = 'TRANSFER LENGTH',
+): readonly CdbField[] {
+  const name = 'LOGICAL BLOCK ADDRESS';
+  if (length === 6) {
+    return [...options, { name, byte: 1, bytes: 3, mask: 0x1f }, bytes(blocks, 4, 1)];
+  }
+  const lba = bytes(name, 2, length === 16 ? 8 : 4);
+  const group = bits('GROUP NUMBER', length === 10 ? 6 : length - 2, 5, 0);
+  return length === 10
+    ? [...options, lba, group, bytes(blocks, 7, 2)]
+    : [...options, lba, bytes(blocks, length - 6, 4), group];
+}
+
 /** A command of the table. */
 export interface CommandSpec {
   /** As the standard spells it: `READ (10)`. */

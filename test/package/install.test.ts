@@ -146,7 +146,7 @@ function run(command: string[], args: string[], cwd: string, path = bin) {
 
 test('the tarball holds what it should and no more', () => {
   const files = inject('files');
-  for (const entry of ['index', 'scsi', 'store', 'target', 'sim']) {
+  for (const entry of ['index', 'scsi', 'store', 'target', 'sim', 'program']) {
     for (const ending of ['js', 'cjs', 'd.ts', 'd.cts']) {
       expect(files).toContain(`dist/${entry}.${ending}`);
     }

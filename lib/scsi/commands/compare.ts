@@ -9,7 +9,14 @@ import { compare, SCRATCH_BYTES } from '../../store/emulate.js';
 import { chain, eachPiece } from '../../store/maybe.js';
 import { MemoryDataIn, MemoryDataOut } from '../../store/memory-data.js';
 import { readU16, readU32, readU64 } from '../bytes.js';
-import { bits, bytes, type CdbField, type CommandSpec, refused } from '../command-spec.js';
+import {
+  bits,
+  bytes,
+  type CdbField,
+  type CommandSpec,
+  rangeFields,
+  refused,
+} from '../command-spec.js';
 import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
 import { sense } from '../sense.js';
 import { parameterList } from './respond.js';
@@ -193,12 +200,7 @@ function threeForms(
       standard: 'SBC-4',
       opcode: opcodes[0],
       length: 10,
-      fields: [
-        ...options,
-        bytes('LOGICAL BLOCK ADDRESS', 2, 4),
-        bits('GROUP NUMBER', 6, 5, 0),
-        bytes(lengthName, 7, 2),
-      ],
+      fields: rangeFields(10, options, lengthName),
       medium,
       run: (unit, command) =>
         action(unit, command, readU32(command.cdb, 2), readU16(command.cdb, 7)),
@@ -208,12 +210,7 @@ function threeForms(
       standard: 'SBC-4',
       opcode: opcodes[1],
       length: 12,
-      fields: [
-        ...options,
-        bytes('LOGICAL BLOCK ADDRESS', 2, 4),
-        bytes(lengthName, 6, 4),
-        bits('GROUP NUMBER', 10, 5, 0),
-      ],
+      fields: rangeFields(12, options, lengthName),
       medium,
       run: (unit, command) =>
         action(unit, command, readU32(command.cdb, 2), readU32(command.cdb, 6)),
@@ -223,12 +220,7 @@ function threeForms(
       standard: 'SBC-4',
       opcode: opcodes[2],
       length: 16,
-      fields: [
-        ...options,
-        bytes('LOGICAL BLOCK ADDRESS', 2, 8),
-        bytes(lengthName, 10, 4),
-        bits('GROUP NUMBER', 14, 5, 0),
-      ],
+      fields: rangeFields(16, options, lengthName),
       medium,
       run: (unit, command) =>
         action(unit, command, readU64(command.cdb, 2), readU32(command.cdb, 10)),
@@ -258,14 +250,7 @@ export const compareCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0x8b,
     length: 16,
-    fields: [
-      refused('ORPROTECT', 1, 7, 5),
-      bits('DPO', 1, 4),
-      bits('FUA', 1, 3),
-      bytes('LOGICAL BLOCK ADDRESS', 2, 8),
-      bytes('TRANSFER LENGTH', 10, 4),
-      bits('GROUP NUMBER', 14, 5, 0),
-    ],
+    fields: rangeFields(16, [refused('ORPROTECT', 1, 7, 5), bits('DPO', 1, 4), bits('FUA', 1, 3)]),
     medium: 'write',
     run: orWrite,
   },

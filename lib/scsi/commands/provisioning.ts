@@ -6,7 +6,7 @@ import { unmap, writeSame, writeZeroes } from '../../store/emulate.js';
 import { chain, eachPiece } from '../../store/maybe.js';
 import { isZero } from '../../store/memory-data.js';
 import { readU16, readU32, readU64 } from '../bytes.js';
-import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
+import { bits, bytes, type CommandSpec, rangeFields, refused } from '../command-spec.js';
 import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
 import { sense } from '../sense.js';
 import { parameterList } from './respond.js';
@@ -102,12 +102,7 @@ function writeSameCommands(thin: boolean): readonly CommandSpec[] {
       standard: 'SBC-4',
       opcode: 0x41,
       length: 10,
-      fields: [
-        ...common,
-        bytes('LOGICAL BLOCK ADDRESS', 2, 4),
-        bits('GROUP NUMBER', 6, 5, 0),
-        bytes('NUMBER OF LOGICAL BLOCKS', 7, 2),
-      ],
+      fields: rangeFields(10, common, 'NUMBER OF LOGICAL BLOCKS'),
       medium: 'write',
       available,
       timeout: 60,
@@ -121,13 +116,7 @@ function writeSameCommands(thin: boolean): readonly CommandSpec[] {
       standard: 'SBC-4',
       opcode: 0x93,
       length: 16,
-      fields: [
-        ...common,
-        bits('NDOB', 1, 0),
-        bytes('LOGICAL BLOCK ADDRESS', 2, 8),
-        bytes('NUMBER OF LOGICAL BLOCKS', 10, 4),
-        bits('GROUP NUMBER', 14, 5, 0),
-      ],
+      fields: rangeFields(16, [...common, bits('NDOB', 1, 0)], 'NUMBER OF LOGICAL BLOCKS'),
       medium: 'write',
       available,
       timeout: 60,

@@ -8,7 +8,7 @@ import type { ScsiCommand } from '../../device/handler.js';
 import { chain } from '../../store/maybe.js';
 import { MemoryDataIn } from '../../store/memory-data.js';
 import { readU16, readU32, readU64 } from '../bytes.js';
-import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
+import { bits, type CommandSpec, rangeFields, refused } from '../command-spec.js';
 import { Counter, type LogicalUnit, StoreRequest } from '../logical-unit.js';
 import { sense } from '../sense.js';
 
@@ -80,10 +80,7 @@ export const readCommands: readonly CommandSpec[] = [
     standard: 'SBC-2',
     opcode: 0x08,
     length: 6,
-    fields: [
-      { name: 'LOGICAL BLOCK ADDRESS', byte: 1, bytes: 3, mask: 0x1f },
-      bytes('TRANSFER LENGTH', 4, 1),
-    ],
+    fields: rangeFields(6, []),
     medium: 'read',
     run(unit, command) {
       const { cdb } = command;
@@ -96,12 +93,7 @@ export const readCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0x28,
     length: 10,
-    fields: [
-      ...READ_FIELDS,
-      bytes('LOGICAL BLOCK ADDRESS', 2, 4),
-      bits('GROUP NUMBER', 6, 5, 0),
-      bytes('TRANSFER LENGTH', 7, 2),
-    ],
+    fields: rangeFields(10, READ_FIELDS),
     medium: 'read',
     plain: true,
     run(unit, command) {
@@ -114,12 +106,7 @@ export const readCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0xa8,
     length: 12,
-    fields: [
-      ...READ_FIELDS,
-      bytes('LOGICAL BLOCK ADDRESS', 2, 4),
-      bytes('TRANSFER LENGTH', 6, 4),
-      bits('GROUP NUMBER', 10, 5, 0),
-    ],
+    fields: rangeFields(12, READ_FIELDS),
     medium: 'read',
     run(unit, command) {
       const { cdb } = command;
@@ -131,12 +118,7 @@ export const readCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0x88,
     length: 16,
-    fields: [
-      ...READ_FIELDS,
-      bytes('LOGICAL BLOCK ADDRESS', 2, 8),
-      bytes('TRANSFER LENGTH', 10, 4),
-      bits('GROUP NUMBER', 14, 5, 0),
-    ],
+    fields: rangeFields(16, READ_FIELDS),
     medium: 'read',
     plain: true,
     run(unit, command) {
@@ -150,12 +132,7 @@ export const readCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0x34,
     length: 10,
-    fields: [
-      bits('IMMED', 1, 1),
-      bytes('LOGICAL BLOCK ADDRESS', 2, 4),
-      bits('GROUP NUMBER', 6, 5, 0),
-      bytes('PREFETCH LENGTH', 7, 2),
-    ],
+    fields: rangeFields(10, [bits('IMMED', 1, 1)], 'PREFETCH LENGTH'),
     medium: 'read',
     run(unit, { cdb }) {
       unit.checkRange(readU32(cdb, 2), readU16(cdb, 7));
@@ -166,12 +143,7 @@ export const readCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0x90,
     length: 16,
-    fields: [
-      bits('IMMED', 1, 1),
-      bytes('LOGICAL BLOCK ADDRESS', 2, 8),
-      bytes('PREFETCH LENGTH', 10, 4),
-      bits('GROUP NUMBER', 14, 5, 0),
-    ],
+    fields: rangeFields(16, [bits('IMMED', 1, 1)], 'PREFETCH LENGTH'),
     medium: 'read',
     run(unit, { cdb }) {
       unit.checkRange(readU64(cdb, 2), readU32(cdb, 10));

@@ -3,7 +3,7 @@
 import type { MaybePromise } from '../../device/data.js';
 import type { ScsiCommand } from '../../device/handler.js';
 import { readU16, readU32, readU64 } from '../bytes.js';
-import { bits, bytes, type CommandSpec } from '../command-spec.js';
+import { bits, type CommandSpec, rangeFields } from '../command-spec.js';
 import { type LogicalUnit, StoreRequest } from '../logical-unit.js';
 
 /**
@@ -27,12 +27,7 @@ export const synchronizeCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0x35,
     length: 10,
-    fields: [
-      bits('IMMED', 1, 1),
-      bytes('LOGICAL BLOCK ADDRESS', 2, 4),
-      bits('GROUP NUMBER', 6, 5, 0),
-      bytes('NUMBER OF LOGICAL BLOCKS', 7, 2),
-    ],
+    fields: rangeFields(10, [bits('IMMED', 1, 1)], 'NUMBER OF LOGICAL BLOCKS'),
     medium: 'flush',
     timeout: 60,
     run(unit, command) {
@@ -44,12 +39,7 @@ export const synchronizeCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0x91,
     length: 16,
-    fields: [
-      bits('IMMED', 1, 1),
-      bytes('LOGICAL BLOCK ADDRESS', 2, 8),
-      bytes('NUMBER OF LOGICAL BLOCKS', 10, 4),
-      bits('GROUP NUMBER', 14, 5, 0),
-    ],
+    fields: rangeFields(16, [bits('IMMED', 1, 1)], 'NUMBER OF LOGICAL BLOCKS'),
     medium: 'flush',
     timeout: 60,
     run(unit, command) {

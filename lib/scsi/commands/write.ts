@@ -8,7 +8,7 @@ import type { ScsiCommand } from '../../device/handler.js';
 import { chain, isPromise, settled } from '../../store/maybe.js';
 import { MemoryDataIn, MemoryDataOut } from '../../store/memory-data.js';
 import { readU16, readU32, readU64 } from '../bytes.js';
-import { bits, bytes, type CommandSpec, refused } from '../command-spec.js';
+import { bits, bytes, type CommandSpec, rangeFields, refused } from '../command-spec.js';
 import { Counter, type LogicalUnit, StoreRequest } from '../logical-unit.js';
 import { sense } from '../sense.js';
 
@@ -134,10 +134,7 @@ export const writeCommands: readonly CommandSpec[] = [
     standard: 'SBC-2',
     opcode: 0x0a,
     length: 6,
-    fields: [
-      { name: 'LOGICAL BLOCK ADDRESS', byte: 1, bytes: 3, mask: 0x1f },
-      bytes('TRANSFER LENGTH', 4, 1),
-    ],
+    fields: rangeFields(6, []),
     medium: 'write',
     run(unit, command) {
       const { cdb } = command;
@@ -150,12 +147,7 @@ export const writeCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0x2a,
     length: 10,
-    fields: [
-      ...WRITE_FIELDS,
-      bytes('LOGICAL BLOCK ADDRESS', 2, 4),
-      bits('GROUP NUMBER', 6, 5, 0),
-      bytes('TRANSFER LENGTH', 7, 2),
-    ],
+    fields: rangeFields(10, WRITE_FIELDS),
     medium: 'write',
     plain: true,
     run(unit, command) {
@@ -168,12 +160,7 @@ export const writeCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0xaa,
     length: 12,
-    fields: [
-      ...WRITE_FIELDS,
-      bytes('LOGICAL BLOCK ADDRESS', 2, 4),
-      bytes('TRANSFER LENGTH', 6, 4),
-      bits('GROUP NUMBER', 10, 5, 0),
-    ],
+    fields: rangeFields(12, WRITE_FIELDS),
     medium: 'write',
     run(unit, command) {
       const { cdb } = command;
@@ -185,12 +172,7 @@ export const writeCommands: readonly CommandSpec[] = [
     standard: 'SBC-4',
     opcode: 0x8a,
     length: 16,
-    fields: [
-      ...WRITE_FIELDS,
-      bytes('LOGICAL BLOCK ADDRESS', 2, 8),
-      bytes('TRANSFER LENGTH', 10, 4),
-      bits('GROUP NUMBER', 14, 5, 0),
-    ],
+    fields: rangeFields(16, WRITE_FIELDS),
     medium: 'write',
     plain: true,
     run(unit, command) {

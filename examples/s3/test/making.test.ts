@@ -5,6 +5,8 @@
  */
 import { beforeAll, describe, expect, it } from 'vitest';
 import { checkDisk, cloneDisk, createDisk, deleteDisk, readingParts } from '../src/engine/admin.js';
+import { type Honoured, honouredIn } from '../src/engine/place.js';
+import { encodeVacancy, isVacant, loadDisk } from '../src/engine/records.js';
 import { type ObjectStore, ObjectStoreError } from '../src/object-store.js';
 import { S3Disk } from '../src/s3-disk.js';
 import {
@@ -19,7 +21,8 @@ import {
   SMALL,
   write,
 } from './support/disk.js';
-import { MemoryBucket } from './support/memory-objects.js';
+import { type Fate, MemoryBucket } from './support/memory-objects.js';
+import { available, newBucket, openBucket, serverKinds, startServer } from './support/servers.js';
 import { Turns } from './support/turns.js';
 
 const TARGET = 'disks/new';
@@ -77,12 +80,20 @@ const refused = ['ERR_TCMU_S3_EXISTS', 'ERR_TCMU_S3_UNFINISHED'];
 
 const empty = new MemoryBucket();
 const afterClone = new MemoryBucket();
+/** Of one that honours conditions of PUTs alone: a clone was there and has been deleted. */
+const afterDeletion = new MemoryBucket();
+afterDeletion.conditionalDeletes = false;
 
-function copyOf(bucket: MemoryBucket): MemoryBucket {
+function copyOf(bucket: MemoryBucket, conditionalDeletes = bucket.conditionalDeletes) {
   const copy = new MemoryBucket();
-  for (const [name, stored] of bucket.objects) copy.objects.set(name, stored);
+  copy.conditionalDeletes = conditionalDeletes;
+  for (const [name, stored] of bucket.objects) copy.put(name, stored.body);
   return copy;
 }
+
+/** What there is, all but a note that the place is free. */
+const keysOf = (bucket: MemoryBucket, prefix = ''): string[] =>
+  bucket.keys(prefix).filter((name) => !isVacant(bucket.objects.get(name)?.body as Buffer));
 
 beforeAll(async () => {
   await create(empty.connect());
@@ -92,8 +103,13 @@ beforeAll(async () => {
   await disk.snapshot('base');
   await write(disk, 0, Buffer.alloc(4 * KiB, 2));
   await disk.close();
-  for (const [name, stored] of empty.objects) afterClone.objects.set(name, stored);
+  for (const [name, { body }] of empty.objects) {
+    afterClone.put(name, body);
+    afterDeletion.put(name, body);
+  }
   await deeds.clone.run(afterClone.connect());
+  await deeds.clone.run(afterDeletion.connect());
+  await deeds.delete.run(afterDeletion.connect());
 });
 
 const codeOf = (outcome: Turns<unknown>['outcome']): unknown => {
@@ -145,7 +161,7 @@ async function lookAsAnybody(bucket: MemoryBucket, names: readonly Name[]) {
 async function cleanUp(bucket: MemoryBucket, seen: { code?: string | undefined }): Promise<void> {
   const requests = requestsOf(bucket.connect(1, 1));
   await deleteDisk(requests, TARGET, seen.code === 'ERR_TCMU_S3_NOT_A_DISK');
-  expect(bucket.keys(`${TARGET}/`)).toEqual([]);
+  expect(keysOf(bucket, `${TARGET}/`)).toEqual([]);
   expect(pinsIn(bucket)).toBe(0);
 }
 
@@ -178,16 +194,21 @@ async function everyOrder(
 }
 
 describe('two who make a disk at one place', () => {
-  it.each<[Name, Name]>([
-    ['create', 'create'],
-    ['create', 'create encrypted'],
-    ['create encrypted', 'create encrypted'],
-    ['create', 'clone'],
-    ['create encrypted', 'clone a snapshot'],
-    ['clone', 'create'],
-    ['clone', 'clone a snapshot'],
-  ])('%s and %s: one of them does', async (...names) => {
-    const orders = await everyOrder(empty, names, async (bucket, both) => {
+  it.each<[Name, Name, string]>([
+    ['create', 'create', ''],
+    ['create', 'create encrypted', ''],
+    ['create encrypted', 'create encrypted', ''],
+    ['create', 'clone', ''],
+    ['create encrypted', 'clone a snapshot', ''],
+    ['clone', 'create', ''],
+    ['clone', 'clone a snapshot', ''],
+    ['create', 'create', ', with a note there'],
+    ['create encrypted', 'clone a snapshot', ', with a note there'],
+    ['clone', 'create', ', with a note there'],
+  ])('%s and %s%s: one of them does', async (first, second, where) => {
+    const names = [first, second] as const;
+    const begin = where === '' ? empty : afterDeletion;
+    const orders = await everyOrder(begin, names, async (bucket, both) => {
       const codes = both.map(({ outcome }) => codeOf(outcome));
       const winner = codes.indexOf(undefined);
       expect(codes[1 - winner]).toBeOneOf(refused);
@@ -205,19 +226,30 @@ describe('two who make a disk at one place', () => {
 });
 
 describe('one who deletes, and another', () => {
+  const begins: Record<string, () => MemoryBucket> = {
+    'nobody’s': () => empty,
+    'a clone’s': () => afterClone,
+    'nobody’s any more': () => afterDeletion,
+    'a clone’s, with DELETEs unconditional': () => copyOf(afterClone, false),
+  };
   it.each<[string, Name, Name]>([
     ['nobody’s', 'create', 'delete'],
     ['nobody’s', 'create encrypted', 'delete'],
     ['nobody’s', 'clone', 'delete'],
     ['nobody’s', 'delete', 'clone a snapshot'],
+    ['nobody’s any more', 'create', 'delete'],
+    ['nobody’s any more', 'delete', 'clone a snapshot'],
     ['a clone’s', 'delete', 'create'],
     ['a clone’s', 'delete', 'create encrypted'],
     ['a clone’s', 'delete', 'clone a snapshot'],
     ['a clone’s', 'create', 'delete'],
     ['a clone’s', 'delete', 'delete'],
+    ['a clone’s, with DELETEs unconditional', 'delete', 'create'],
+    ['a clone’s, with DELETEs unconditional', 'clone a snapshot', 'delete'],
+    ['a clone’s, with DELETEs unconditional', 'delete', 'delete'],
   ])('at a place that is %s: %s, %s', async (owner, ...names) => {
     const seenAll = new Set<string>();
-    await everyOrder(owner === 'nobody’s' ? empty : afterClone, names, async (bucket, both) => {
+    await everyOrder((begins[owner] as () => MemoryBucket)(), names, async (bucket, both) => {
       const codes = both.map(({ outcome }) => codeOf(outcome));
       const seen = await lookAsAnybody(bucket, names);
       expect(seen.code).not.toBe('ERR_TCMU_S3_UNFINISHED');
@@ -240,27 +272,38 @@ describe('one who deletes, and another', () => {
     expect(seenAll.size).toBeGreaterThan(1);
   });
 
-  it('so slowly that the disk is gone and the place another’s meanwhile: that one stays', async () => {
-    for (let after = 1, isOver = false; !isOver; after++) {
-      const bucket = copyOf(afterClone);
-      const slow = new Turns(bucket.connect(1, 1), deeds.delete.run);
-      isOver = await slow.go(after);
-      const other = new Turns(bucket.connect(1, 1), deeds.delete.run);
-      await other.go();
-      const maker = new Turns(bucket.connect(1, 1), deeds['clone a snapshot'].run);
-      await maker.go();
-      expect(codeOf(maker.outcome)).toBeUndefined();
-      await slow.go();
-      const seen = await lookAsAnybody(bucket, ['clone a snapshot']);
-      expect(seen).toMatchObject({ found: [1] });
-      await cleanUp(bucket, seen);
-    }
-  });
+  it.each([
+    ['', true],
+    [', with DELETEs unconditional', false],
+  ])(
+    'so slowly that the disk is gone and the place another’s meanwhile: that one stays%s',
+    async (_, conditional) => {
+      for (let after = 1, isOver = false; !isOver; after++) {
+        const bucket = copyOf(afterClone, conditional);
+        const slow = new Turns(bucket.connect(1, 1), deeds.delete.run);
+        isOver = await slow.go(after);
+        const other = new Turns(bucket.connect(1, 1), deeds.delete.run);
+        await other.go();
+        const maker = new Turns(bucket.connect(1, 1), deeds['clone a snapshot'].run);
+        await maker.go();
+        expect(codeOf(maker.outcome)).toBeUndefined();
+        await slow.go();
+        const seen = await lookAsAnybody(bucket, ['clone a snapshot']);
+        expect(seen).toMatchObject({ found: [1] });
+        await cleanUp(bucket, seen);
+      }
+    },
+  );
 
-  it.each(['', 'matches-nothing'])(
-    'of a store whose ETags are %j: the place is free',
-    async (etag) => {
-      const bucket = copyOf(afterClone);
+  it.each([
+    ['', true],
+    ['', false],
+    ['matches-nothing', true],
+    ['matches-nothing', false],
+  ])(
+    'of a store whose ETags are %j, conditional DELETEs %j: the place is free',
+    async (etag, conditional) => {
+      const bucket = copyOf(afterClone, conditional);
       const store = bucket.connect(1, 1);
       const get = store.get.bind(store);
       store.get = async (name, options) => ({ ...(await get(name, options)), etag });
@@ -286,7 +329,7 @@ describe('one who deletes, and another', () => {
       outcomes.add(String(codes));
       await cleanUp(bucket, seen);
       if (!deleted) await deleteDisk(requestsOf(bucket.connect(1, 1)), PREFIX, false);
-      expect(bucket.keys()).toEqual([]);
+      expect(keysOf(bucket)).toEqual([]);
     });
     expect(outcomes.size).toBeGreaterThan(1);
   });
@@ -323,7 +366,7 @@ describe('one who is killed at any request, and another after it', () => {
           }
           await cleanUp(bucket, seen);
           await deleteDisk(requestsOf(bucket.connect(1, 1)), PREFIX, false);
-          expect(bucket.keys()).toEqual([]);
+          expect(keysOf(bucket)).toEqual([]);
         }
       }
     },
@@ -341,4 +384,98 @@ it('a bucket that takes no record and shows none ends the making, and does not g
     createDisk(requestsOf(store), TARGET, { size: MiB, ...GEOMETRY }),
   ).rejects.toMatchObject({ failure: 'in-use' });
   expect(claims).toBeLessThan(100);
+});
+
+describe('what a store honours', () => {
+  const home = `${TARGET}/0123`;
+  const storeWith = (conditional: boolean, conditionalDeletes: boolean): MemoryBucket => {
+    const bucket = new MemoryBucket();
+    bucket.conditional = conditional;
+    bucket.conditionalDeletes = conditionalDeletes;
+    return bucket;
+  };
+
+  it.each<[boolean, boolean, Honoured]>([
+    [true, true, 'delete'],
+    [true, false, 'put'],
+    [false, false, 'none'],
+  ])('PUTs %j, DELETEs %j: %s', async (puts, deletes, honoured) => {
+    const bucket = storeWith(puts, deletes);
+    expect(await honouredIn(requestsOf(bucket.connect()), home)).toBe(honoured);
+    expect(bucket.keys()).toEqual([]);
+  });
+
+  it('may be a refusal of conditions, and then none', async () => {
+    const store = storeWith(false, false).connect();
+    const put = store.put.bind(store);
+    store.put = async (name, body, options = {}) => {
+      if (options.ifMatch === undefined) return put(name, body, options);
+      throw new ObjectStoreError('bad-request', `put ${name}`);
+    };
+    expect(await honouredIn(requestsOf(store), home)).toBe('none');
+  });
+
+  it.each<[string, (bucket: MemoryBucket) => Fate]>([
+    ['an answer that is lost', () => ({ after: 'outage' })],
+    [
+      'somebody who deletes what is there',
+      (bucket) => {
+        bucket.objects.clear();
+        return 'good';
+      },
+    ],
+  ])('is found out in spite of %s, whenever that is', async (_, trouble) => {
+    for (let at = 0, isOver = false; !isOver; at++) {
+      const bucket = storeWith(true, false);
+      let requests = 0;
+      bucket.fate = () => (requests++ === at ? trouble(bucket) : 'good');
+      expect(await honouredIn(requestsOf(bucket.connect()), home)).toBe('put');
+      isOver = requests <= at;
+    }
+  });
+
+  it('is found out in spite of a network that sends a PUT twice, whose second one is refused', async () => {
+    const bucket = storeWith(true, false);
+    let puts = 0;
+    bucket.fate = (operation) =>
+      operation === 'put' && ++puts === 3 ? { after: 'precondition' } : 'good';
+    expect(await honouredIn(requestsOf(bucket.connect()), home)).toBe('put');
+  });
+
+  it('does not matter to a note: each is another', () => {
+    expect(encodeVacancy().equals(encodeVacancy())).toBe(false);
+    expect(isVacant(encodeVacancy())).toBe(true);
+  });
+});
+
+describe.each(serverKinds)('a place in a bucket of %s', (kind) => {
+  describe.skipIf(!available(kind))('is free when its disk is deleted', () => {
+    it('and one of many gets it, each time', async () => {
+      const server = await startServer(kind);
+      const store = await openBucket(server, await newBucket(server));
+      const place = async (): Promise<string[]> => {
+        const found: string[] = [];
+        for await (const { key: name } of store.list('d0/')) found.push(name);
+        return found;
+      };
+      for (let round = 0; round < 3; round++) {
+        const makers = Array.from({ length: 6 }, () =>
+          createDisk(requestsOf(store), 'd0', { size: MiB, ...GEOMETRY }),
+        );
+        const made = await Promise.allSettled(makers);
+        expect(made.filter(({ status }) => status === 'fulfilled')).toHaveLength(1);
+        const deleters = Array.from({ length: 3 }, () =>
+          deleteDisk(requestsOf(store), 'd0', false),
+        );
+        const deleted = await Promise.allSettled(deleters);
+        expect(deleted.map(({ status }) => status)).toContain('fulfilled');
+        // Ceph ignores conditions of DELETEs: there, a note is left.
+        expect(await place()).toEqual(kind === 'memory' ? [] : ['d0/disk']);
+        const gone = loadDisk(requestsOf(store), 'd0');
+        await expect(gone).rejects.toMatchObject({ failure: 'not-a-disk' });
+      }
+      await store.close();
+      await server.stop();
+    });
+  });
 });

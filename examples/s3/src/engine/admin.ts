@@ -44,9 +44,10 @@ import {
   NO_WRITER,
   type OpeningParts,
 } from './opening.js';
+import { freePlace, honouredIn, takePlace } from './place.js';
 import {
   type DiskRecord,
-  decodeJson,
+  decodeRecord,
   encodeJson,
   encodeKeyring,
   FORMAT,
@@ -65,8 +66,6 @@ import { type PinPurpose, pinNow } from './snapshots.js';
 
 const MiB = 1024 * 1024;
 const KiB = 1024;
-/** How often a place is claimed that is taken then, and free a moment later. */
-const PLACE_ATTEMPTS = 16;
 /** Bytes of a segment of a clone's first log. */
 const TAIL_SEGMENT = 4 * MiB;
 
@@ -162,32 +161,6 @@ async function make(
     await remove(requests, place, record, false).catch(() => {});
     throw isOurs ? error : deleted(error);
   }
-}
-
-/** @throws DiskError `exists`, `unfinished`, `in-use` */
-async function takePlace(requests: Requests, place: string, record: DiskRecord): Promise<void> {
-  const where = `${requests.objects.description}/${place}`;
-  for (let attempt = 0; attempt < PLACE_ATTEMPTS; attempt++) {
-    try {
-      if (await requests.claim(`${place}/${diskName}`, [encodeJson(record)])) return;
-      await loadDisk(requests, place);
-    } catch (error) {
-      // Taken when we came, and free when we looked by whom.
-      const isFree =
-        failureKind(error) === 'not-found' ||
-        (error instanceof DiskError && error.failure === 'not-a-disk');
-      if (isFree) continue;
-      throw error;
-    }
-    throw new DiskError(
-      'exists',
-      `${where}: there is a disk already; take another name, or delete it`,
-    );
-  }
-  throw new DiskError(
-    'in-use',
-    `${where}: taken whenever it was claimed, and free whenever it was looked at: others make and delete disks there, or the bucket doesn't show what it has`,
-  );
 }
 
 /** What reading a disk without serving it takes. */
@@ -381,11 +354,21 @@ export async function deleteDisk(
     record = await readRecord(requests, place);
   } catch (error) {
     if (!(error instanceof DiskError) || !force) throw error;
-    await requests.delete([`${place}/${diskName}`]);
+    const honoured = await honouredIn(requests, homeOf(place, randomBytes(16).toString('hex')));
+    await freePlace(requests, place, isUnreadable, honoured);
   }
   if (record !== undefined) return remove(requests, place, record, force);
   if (!force) await loadDisk(requests, place);
   return (await clear(requests, place, undefined)).length;
+}
+
+function isUnreadable(body: Buffer): boolean {
+  try {
+    decodeRecord(diskName, body);
+    return false;
+  } catch {
+    return true;
+  }
 }
 
 /** @throws DiskError `in-use` */
@@ -397,6 +380,7 @@ async function remove(
 ): Promise<number> {
   const home = homeOf(place, id);
   if (!force) await assertUnneeded(requests, place, home);
+  const honoured = await honouredIn(requests, home);
   const deleted = `${home}/${deletedName(randomBytes(4).toString('hex'))}`;
   await requests.create(deleted, [encodeJson({ at: new Date().toISOString() })]);
   if (!force) {
@@ -407,7 +391,8 @@ async function remove(
   }
   const gone = await clear(requests, place, id);
   if (origin !== undefined) await requests.delete([`${origin.prefix}/${pinName(origin.pin)}`]);
-  await freePlace(requests, place, id);
+  const isMeant = (body: Buffer): boolean => decodeRecord(diskName, body)?.id === id;
+  await freePlace(requests, place, isMeant, honoured);
   await requests.delete(gone.filter((key) => key.startsWith(`${home}/${stateFolder}`)));
   return gone.length;
 }
@@ -433,12 +418,6 @@ async function clear(requests: Requests, place: string, id: string | undefined):
   const kept = id === undefined ? undefined : `${homeOf(place, id)}/${deletedName('')}`;
   await requests.delete(gone.filter((key) => kept === undefined || !key.startsWith(kept)));
   return gone;
-}
-
-/** Deletes a disk's record, if the place is still its own. */
-async function freePlace(requests: Requests, place: string, id: string): Promise<void> {
-  const key = `${place}/${diskName}`;
-  await requests.deleteIf(key, (body) => decodeJson<DiskRecord>(key, body).id === id);
 }
 
 export interface CheckResult {

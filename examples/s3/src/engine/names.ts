@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * Names of a disk's objects. Numbers are hexadecimal with leading zeros, so that the order of names is
- * theirs. Every object is created once, under a condition, and never overwritten.
+ * theirs. Every object is created once, under a condition, and never overwritten; `disk` may be, under one (`place`).
  *
  * At the disk's place there is one object, `disk`: its identity, its id, sizes, compression, and of a clone the pin that it
  * has at its origin. It is there before anything else and until after it, so it says whose the place is. All else
@@ -34,6 +34,7 @@ export const leafName = (leaf: number, n: number, epoch: number): string =>
   `l/${hex(leaf, 10)}.${version(n, epoch)}`;
 export const manifestName = (n: number, epoch: number): string => `m/${version(n, epoch)}`;
 export const keyringName = (n: number): string => `keys/${hex(n, 8)}`;
+export const probeName = (id: string): string => `probe/${id}`;
 export const pinName = (name: string): string => `p/${name}`;
 
 /** Slot of `s/<slot>`, without the prefix; undefined for other names. */

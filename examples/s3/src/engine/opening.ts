@@ -14,7 +14,7 @@ import { DiskImage, type ImageParts } from './disk-image.js';
 import { DiskError, damaged, Gone } from './errors.js';
 import { LogReader, listSlots } from './log-reader.js';
 import { WINDOW } from './log-writer.js';
-import { manifestName, segmentName, versionOf } from './names.js';
+import { manifestName, probeName, segmentName, versionOf } from './names.js';
 import type { DiskRecord, Pin } from './records.js';
 import type { Requests } from './requests.js';
 import { FENCE_EPOCH, RecordType } from './segment.js';
@@ -310,7 +310,7 @@ export async function loadPinned(parts: OpeningParts, pin: Pin): Promise<DiskSta
 
 /** Whether the store honours conditions. @throws DiskError `no-fencing` */
 export async function probeFencing(requests: Requests, prefix: string, id: string): Promise<void> {
-  const key = `${prefix}/probe/${id}`;
+  const key = `${prefix}/${probeName(id)}`;
   const refuse = (how: string): DiskError =>
     new DiskError(
       'no-fencing',

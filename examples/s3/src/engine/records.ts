@@ -3,6 +3,7 @@
  * The small objects: a disk's identity, its wrapped keys, its pins. JSON, one line, then its CRC-32 in
  * hexadecimal.
  */
+import { randomBytes } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import { failureKind } from '../object-store.js';
 import type { Compression } from './blob.js';
@@ -73,6 +74,23 @@ export function decodeJson<T>(key: string, body: Buffer): T {
   return JSON.parse(text) as T;
 }
 
+/** What the `format` of a record would be. */
+const VACANT = 'free';
+
+/** What is at a place that is nobody's, where it can't be nothing: unlike any other. */
+export function encodeVacancy(): Buffer {
+  return encodeJson({ format: VACANT, id: randomBytes(16).toString('hex') });
+}
+
+/** Whether what is at a place is there for nothing. */
+export function isVacant(body: Buffer): boolean {
+  try {
+    return decodeJson<{ format: unknown }>(diskName, body).format === VACANT;
+  } catch {
+    return false;
+  }
+}
+
 /** The record of whose a place is; undefined when it is nobody's. @throws DiskError `damaged`, `format` */
 export async function readRecord(
   requests: Requests,
@@ -86,6 +104,12 @@ export async function readRecord(
     if (failureKind(error) === 'not-found') return undefined;
     throw error;
   }
+  return decodeRecord(key, body);
+}
+
+/** @returns undefined when the place is nobody's. @throws DiskError `damaged`, `format` */
+export function decodeRecord(key: string, body: Buffer): DiskRecord | undefined {
+  if (isVacant(body)) return undefined;
   const record = decodeJson<DiskRecord>(key, body);
   if (record.format !== FORMAT) {
     throw new DiskError(

@@ -68,6 +68,8 @@ export interface RequestCounters {
 const FIRST_WAIT_MS = 50;
 const LONGEST_WAIT_MS = 10_000;
 const TELL_AFTER_MS = 1000;
+/** How often an object is looked at whose ETag is another by the time that something is done to it. */
+const MATCH_ATTEMPTS = 4;
 /** Keys one DELETE request may name (S3 DeleteObjects). */
 const DELETE_BATCH = 1000;
 
@@ -168,24 +170,40 @@ export class Requests {
     );
   }
 
-  /** @returns whether the object is the one given; the name may be taken by another. */
-  claim(key: string, body: readonly Uint8Array[], patience?: number): Promise<boolean> {
-    return this.retry(
-      `put ${key}`,
-      async () => {
-        try {
-          await this.put(key, body, { ifNoneMatch: '*' });
-          return true;
-        } catch (error) {
-          if (failureKind(error) !== 'precondition') throw error;
-        }
-        // An earlier attempt, or a copy of this one, may have got through.
-        this.counters.gets++;
-        const there = await this.objects.get(key, { signal: this.signal });
-        return there.body.equals(Buffer.concat(body));
-      },
-      patience,
-    );
+  /**
+   * @param isVacant whether what is there may be replaced
+   * @returns whether the object is the one given; the name may be taken by another.
+   */
+  claim(
+    key: string,
+    body: readonly Uint8Array[],
+    isVacant: (body: Buffer) => boolean = () => false,
+  ): Promise<boolean> {
+    const look = (): Promise<GetResult> => {
+      this.counters.gets++;
+      return this.objects.get(key, { signal: this.signal });
+    };
+    return this.retry(`put ${key}`, async () => {
+      if (await this.#isPut(key, body, { ifNoneMatch: '*' })) return true;
+      let there = await look();
+      if (isVacant(there.body)) {
+        if (await this.#isPut(key, body, { ifMatch: there.etag })) return true;
+        there = await look();
+      }
+      // An earlier attempt, or a copy of this one, may have got through.
+      return there.body.equals(Buffer.concat(body));
+    });
+  }
+
+  /** @returns false when the condition does not hold */
+  async #isPut(key: string, body: readonly Uint8Array[], condition: PutOptions): Promise<boolean> {
+    try {
+      await this.put(key, body, condition);
+      return true;
+    } catch (error) {
+      if (failureKind(error) !== 'precondition') throw error;
+      return false;
+    }
   }
 
   head(key: string, patience?: number): Promise<ObjectFacts> {
@@ -214,31 +232,48 @@ export class Requests {
   }
 
   /**
-   * Deletes an object if it is the one meant: each attempt looks first, since an earlier one may have got through. Where the store
+   * Replaces an object if it is the one meant: each attempt looks first, since an earlier one may have got through.
+   * @param body unlike anything that was ever there
+   */
+  replaceIf(key: string, isMeant: (body: Buffer) => boolean, body: Uint8Array): Promise<void> {
+    return this.#ifMeant(`put ${key}`, key, isMeant, async (ifMatch) => {
+      await this.put(key, [body], { ifMatch });
+    });
+  }
+
+  /**
+   * Deletes an object if it is the one meant; looks first as `replaceIf` does. Where the store
    * ignores conditions, one that takes the name between look and deletion is deleted instead.
    */
-  deleteIf(key: string, isMeant: (body: Buffer) => boolean, patience?: number): Promise<void> {
-    return this.retry(
-      `delete ${key}`,
-      async () => {
-        // A store whose ETags don't match themselves (weak ones) is asked again without.
-        for (const isConditional of [true, false]) {
-          try {
-            this.counters.gets++;
-            const { body, etag } = await this.objects.get(key, { signal: this.signal });
-            if (!isMeant(body)) return;
-            const ifMatch = isConditional && etag !== '' ? etag : undefined;
-            this.counters.deletes++;
-            return await this.objects.delete([key], { signal: this.signal, ifMatch });
-          } catch (error) {
-            const kind = failureKind(error);
-            if (kind === 'not-found') return;
-            if (kind !== 'precondition') throw error;
-          }
+  deleteIf(key: string, isMeant: (body: Buffer) => boolean): Promise<void> {
+    return this.#ifMeant(`delete ${key}`, key, isMeant, async (etag, attempt) => {
+      // A store whose ETags don't match themselves (weak ones) is asked again without.
+      const ifMatch = attempt === 0 && etag !== '' ? etag : undefined;
+      this.counters.deletes++;
+      await this.objects.delete([key], { signal: this.signal, ifMatch });
+    });
+  }
+
+  #ifMeant(
+    what: string,
+    key: string,
+    isMeant: (body: Buffer) => boolean,
+    act: (etag: string, attempt: number) => Promise<void>,
+  ): Promise<void> {
+    return this.retry(what, async () => {
+      for (let attempt = 0; ; attempt++) {
+        try {
+          this.counters.gets++;
+          const { body, etag } = await this.objects.get(key, { signal: this.signal });
+          if (isMeant(body)) await act(etag, attempt);
+          return;
+        } catch (error) {
+          const kind = failureKind(error);
+          if (kind === 'not-found') return;
+          if (kind !== 'precondition' || attempt + 1 === MATCH_ATTEMPTS) throw error;
         }
-      },
-      patience,
-    );
+      }
+    });
   }
 
   /** All of it; begun anew when it fails halfway. */

@@ -33,6 +33,8 @@ export class MemoryBucket {
   readonly objects = new Map<string, Stored>();
   /** Whether conditions are honoured. */
   conditional = true;
+  /** Whether those of deletions are. */
+  conditionalDeletes = true;
   /** Decides about each request of any client. */
   fate: (operation: Operation, key: string) => Fate | Promise<Fate> = () => 'good';
   /** Between carrying a request out and its answer. */
@@ -168,7 +170,8 @@ export class MemoryClient implements ObjectStore {
     const { signal, ifMatch } = options;
     return this.#run('delete', keys[0] ?? '', signal, () => {
       const there = this.#bucket.objects.get(keys[0] ?? '');
-      if (ifMatch !== undefined && this.#bucket.conditional && there?.etag !== ifMatch) {
+      const isHonoured = this.#bucket.conditional && this.#bucket.conditionalDeletes;
+      if (ifMatch !== undefined && isHonoured && there?.etag !== ifMatch) {
         throw new ObjectStoreError('precondition', `delete ${keys[0]}: condition not met`);
       }
       for (const key of keys) this.#bucket.objects.delete(key);

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A handler is killed without warning: its successor takes the device back, and nothing acknowledged is lost. */
 import assert from 'node:assert/strict';
+import { copyAcrossKill, tree } from '../harness/killed-copy.js';
 import { type Kit, sleep } from '../harness/kit.js';
 import type { Proc } from '../harness/process.js';
 import { scenario } from '../harness/scenario.js';
-
-/** Some 24 MB that every checkout has. */
-const tree = 'node_modules/typescript/lib';
 
 /** A running writer. */
 interface Writing {
@@ -143,24 +141,8 @@ export default [
     async run(k) {
       const image = `${k.dir}/disk.img`;
       await k.sh(`truncate -s 256M ${image}`);
-      let { proc, disk } = await k.serve(image);
-      await k.sh(`mkfs.ext4 -q ${disk}`);
-      const mount = await k.mount(disk);
-      const copy = k.start(
-        ['/bin/sh', '-c', `for i in 1 2 3; do cp -a ${tree} ${mount}/$i || exit 1; sync; done`],
-        { name: 'copy' },
-      );
-      // The seventh column counts sectors written: kill in the middle of the first sync.
-      const written = (): number => Number(k.diskAttribute(disk, 'stat').split(/\s+/)[6]);
-      const before = written();
-      await k.waitFor('8 MiB of writes', () => written() > before + 16384);
-      proc.kill('SIGKILL');
-      await proc.wait();
-      await sleep(1);
-      assert(copy.running, 'the copy waits for the disk');
-      ({ proc, disk } = await k.serve(image, ['--recover']));
-      assert.equal((await copy.wait(60)).code, 0, 'the copy ended well');
-      await k.sh(`umount ${mount} && e2fsck -fn ${disk}`);
+      const first = await k.serve(image);
+      const { proc, disk } = await copyAcrossKill(k, first, () => k.serve(image, ['--recover']));
       await k.sh('echo 3 > /proc/sys/vm/drop_caches');
       const again = await k.mount(disk, ['-o', 'ro']);
       for (const i of [1, 2, 3]) {

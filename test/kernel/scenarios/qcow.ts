@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /** A qcow2 image as a disk: QEMU makes it, we serve it, somebody kills us, QEMU finds all of it. */
 import assert from 'node:assert/strict';
+import { copyAcrossKill, tree } from '../harness/killed-copy.js';
 import { type Kit, sleep } from '../harness/kit.js';
 import type { Proc } from '../harness/process.js';
 import { scenario } from '../harness/scenario.js';
 
 const example = 'examples/qcow/dist/cli.js';
-/** Some 24 MB that every checkout has. */
-const tree = 'node_modules/typescript/lib';
 
 async function serve(
   k: Kit,
@@ -52,29 +51,14 @@ export default [
     packages: ['qemu-utils'],
     async run(k) {
       const image = await makeImages(k, '256M');
-      let { proc, disk } = await serve(k, image);
+      const first = await serve(k, image);
       k.step('locked against QEMU while it is served');
       const { code, stderr } = await k.sh(`qemu-img resize -q ${image} +1M`, { anyCode: true });
       assert.equal(code, 1);
       assert.match(stderr, /Failed to get|lock/);
 
       k.step('copy, and kill the handler in the middle');
-      await k.sh(`mkfs.ext4 -q ${disk}`);
-      const mount = await k.mount(disk);
-      const copy = k.start(
-        ['/bin/sh', '-c', `for i in 1 2 3; do cp -a ${tree} ${mount}/$i || exit 1; sync; done`],
-        { name: 'copy' },
-      );
-      const written = (): number => Number(k.diskAttribute(disk, 'stat').split(/\s+/)[6]);
-      const before = written();
-      await k.waitFor('8 MiB of writes', () => written() > before + 16384);
-      proc.kill('SIGKILL');
-      await proc.wait();
-      await sleep(1);
-      assert(copy.running, 'the copy waits for the disk');
-      ({ proc, disk } = await serve(k, image, ['--recover']));
-      assert.equal((await copy.wait(60)).code, 0, 'the copy ended well');
-      await k.sh(`umount ${mount} && e2fsck -fn ${disk}`, { timeoutSeconds: 60 });
+      const { proc, disk } = await copyAcrossKill(k, first, () => serve(k, image, ['--recover']));
 
       k.step('discard, and what QEMU makes of it');
       const again = await k.mount(disk);

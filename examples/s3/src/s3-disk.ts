@@ -352,8 +352,8 @@ export class S3Disk implements BlockStore {
         });
         journal.check(state);
       }
-      journal.bequeath(writer);
     }
+    journal?.bequeath(writer);
     // What has to be durable asks the bucket by itself.
     const isCached = (options.writeCache ?? true) && conditional;
     const length = isCached ? (options.leaseMs ?? 10_000) : 0;

@@ -17,7 +17,17 @@ import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import type { OpenOptions, S3Disk } from '../src/s3-disk.js';
-import { causeOf, create, KiB, MiB, Model, open, readAll, write } from './support/disk.js';
+import {
+  causeOf,
+  create,
+  KiB,
+  MiB,
+  Model,
+  open,
+  quickClock,
+  readAll,
+  write,
+} from './support/disk.js';
 import { type Fate, MemoryBucket, type MemoryClient } from './support/memory-objects.js';
 import { randomNumbers } from './support/random.js';
 
@@ -347,6 +357,89 @@ describe('the cache file', () => {
       await read();
       truncateSync(cacheFile, 1000);
       await read();
+    },
+  );
+});
+
+describe('a journal whose writer lives when another one opens the disk with it', () => {
+  // Nobody's lease ends by itself.
+  const clock = { ...quickClock, now: () => 1e6, wall: () => 2e9 };
+  let files = 0;
+
+  /** @param note what the first one does as the second one's claim is on its way, or has arrived */
+  async function takenOver(
+    begins: boolean,
+    when: 'before' | 'after',
+    note: (first: S3Disk) => Promise<void>,
+  ) {
+    const bucket = new MemoryBucket();
+    await create(bucket.connect());
+    const options = { journal: join(dir, `living-${files++}`), leaseMs: 10_000, clock };
+    const first = await open(bucket.connect(1), options);
+    if (begins) {
+      await write(first, 0, block(1));
+      await first.flush();
+    }
+    let isNoted = false;
+    const onPut = async (operation: string, key: string): Promise<void> => {
+      if (isNoted || operation !== 'put' || !key.includes('/s/')) return;
+      isNoted = true;
+      await note(first);
+    };
+    if (when === 'after') bucket.after = onPut;
+    else {
+      bucket.fate = async (operation, key): Promise<Fate> => {
+        await onPut(operation, key);
+        return 'good';
+      };
+    }
+    return { bucket, options, first };
+  }
+
+  const noteAndFlush = async (first: S3Disk): Promise<void> => {
+    await write(first, 4096, block(2));
+    await first.flush();
+  };
+
+  const all = [
+    [true, 'before'],
+    [true, 'after'],
+    [false, 'before'],
+    [false, 'after'],
+  ] as const;
+
+  it.each(all)('loses nothing that it flushed (before: %j, %s the claim)', async (begins, when) => {
+    const { bucket, options, first } = await takenOver(begins, when, noteAndFlush);
+    const second = await open(bucket.connect(2), options);
+    expect((await readAll(second, 4096, 4096)).equals(block(2))).toBe(true);
+    expect((await readAll(second, 0, 4096)).equals(block(begins ? 1 : 0))).toBe(true);
+    await first.close({ discard: true });
+    await second.close();
+  });
+
+  it.each(all)(
+    'nor when that one dies over it (before: %j, %s the claim)',
+    async (begins, when) => {
+      const dying = { kill: (): void => {} };
+      const { bucket, options, first } = await takenOver(begins, when, async (disk) => {
+        await noteAndFlush(disk);
+        dying.kill();
+      });
+      const second = bucket.connect(2);
+      const died = new Promise<void>((resolve) => {
+        dying.kill = () => {
+          second.kill(1);
+          resolve();
+        };
+      });
+      open(second, options).catch(() => {});
+      await died;
+      // What it had sent arrives.
+      for (let turn = 0; turn < 8; turn++) await new Promise((resolve) => setImmediate(resolve));
+      const third = await open(bucket.connect(3), options);
+      expect((await readAll(third, 4096, 4096)).equals(block(2))).toBe(true);
+      await first.close({ discard: true });
+      await third.close();
     },
   );
 });

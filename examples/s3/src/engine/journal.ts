@@ -91,7 +91,7 @@ export class Journal {
   readonly #codec: BlobCodec;
   readonly #log: Log;
   readonly #limit: number;
-  readonly #found: { readonly owner: Owner; readonly changes: readonly Found[] } | undefined;
+  #found: { readonly owner: Owner; readonly changes: readonly Found[] } | undefined;
   readonly #heirs: Set<string>;
   #owner: Owner | undefined;
   #halves: Half[] = [];
@@ -222,8 +222,12 @@ export class Journal {
     return new DiskError('journal', `journal ${this.path}: ${what}`, { path: this.path, cause });
   }
 
-  /** Before the claim of the writer who will replay. @throws DiskError `journal` */
+  /**
+   * Before the claim of the writer who will replay: of what is there, and of what is still noted until the
+   * claim, and the lease of the writer before, say no. @throws DiskError `journal`
+   */
   bequeath(writer: string): void {
+    if (this.#found === undefined) return;
     this.#heirs.add(writer);
     try {
       const fd = openSync(this.#heirsPath, 'a', 0o600);
@@ -281,7 +285,7 @@ export class Journal {
   }
 
   /**
-   * After the claim: gives what the bucket lacks to `apply`, and once `settle` has made that durable the
+   * After the claim, when no writer before answers for anything any more: gives what the bucket lacks to `apply`, and once `settle` has made that durable the
    * files begin anew.
    * @param discard throw away what can't be applied
    * @returns changes applied. @throws DiskError `journal`
@@ -298,6 +302,8 @@ export class Journal {
     apply: (change: Change) => Promise<void>,
     settle: () => Promise<void>,
   ): Promise<number> {
+    // Whoever wrote it may have lived on until now.
+    this.#found = this.#read();
     let changes = this.#lacking(claimed);
     if (!this.#follows(claimed.predecessor.writer)) {
       if (changes.length > 0 && !discard) throw this.#useless(changes.length);

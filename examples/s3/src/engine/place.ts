@@ -58,34 +58,33 @@ export type Honoured = 'delete' | 'put' | 'none';
  */
 export async function honouredIn(requests: Requests, home: string): Promise<Honoured> {
   for (let attempt = 0; attempt < PLACE_ATTEMPTS; attempt++) {
-    // Another one at each attempt: what the one before has sent may arrive late.
-    const honoured = await requests.retry(`probe ${home}`, () =>
-      probe(requests, `${home}/${probeName(randomBytes(8).toString('hex'))}`),
-    );
+    const key = `${home}/${probeName(randomBytes(8).toString('hex'))}`;
+    const honoured = await requests.retry(`probe ${home}`, () => probe(requests, key));
     if (honoured !== undefined) return honoured;
   }
   throw new DiskError('in-use', `${home}: others delete whatever is put there`);
 }
 
-/** @returns undefined when it can't be told: somebody else, who deletes the disk, has deleted the object */
+/** @returns undefined when it can't be told: somebody else, who deletes the disk, has deleted the object, or a request has arrived late */
 async function probe(requests: Requests, key: string): Promise<Honoured | undefined> {
   const { objects, signal } = requests;
-  const put = (body: string, options: PutOptions = {}): Promise<string> =>
-    requests.put(key, [Buffer.from(body)], options);
+  // Never the same twice, also not what an attempt before has sent and what arrives late.
+  const put = (options: PutOptions = {}): Promise<string> =>
+    requests.put(key, [randomBytes(16)], options);
   const etag = async (): Promise<string> => {
     requests.counters.gets++;
     return (await objects.get(key, { signal })).etag;
   };
   try {
-    await put('first');
+    await put();
     requests.counters.deletes++;
     if (await isRefused(objects.delete([key], { ifMatch: NO_ETAG, signal }))) return 'delete';
-    await put('second');
+    await put();
     const own = await etag();
     // It must match itself, too.
-    const isOdd = own === '' || (await isRefused(put('third', { ifMatch: own }), 'bad-request'));
+    const isOdd = own === '' || (await isRefused(put({ ifMatch: own }), 'bad-request'));
     if (isOdd) return (await etag()) === own ? 'none' : undefined;
-    return (await isRefused(put('fourth', { ifMatch: own }))) ? 'put' : 'none';
+    return (await isRefused(put({ ifMatch: own }))) ? 'put' : 'none';
   } catch (error) {
     if (failureKind(error) === 'not-found') return undefined;
     throw error;

@@ -442,4 +442,41 @@ describe('a journal whose writer lives when another one opens the disk with it',
       await third.close();
     },
   );
+
+  it.each([true, false])(
+    'is not taken from whoever came last, by one that was slower (notes: %j)',
+    async (begins) => {
+      const { bucket, options, first } = await takenOver(false, 'before', async () => {});
+      let goOn = (): void => {};
+      const wait = new Promise<void>((resolve) => {
+        goOn = resolve;
+      });
+      let isWaiting = false;
+      // It has claimed the disk, and waits for the first one's lease, for long.
+      const slowClock = {
+        ...clock,
+        sleep: async (ms: number, signal?: AbortSignal): Promise<void> => {
+          if (!Number.isFinite(ms) || ms < 5000) return clock.sleep(ms, signal);
+          isWaiting = true;
+          await wait;
+        },
+      };
+      const slow = causeOf(() => open(bucket.connect(2), { ...options, clock: slowClock }));
+      await expect.poll(() => isWaiting).toBe(true);
+      const client = bucket.connect(3);
+      const last = await open(client, options);
+      if (begins) await noteAndFlush(last);
+      goOn();
+      expect(await slow).toBe('ERR_TCMU_S3_JOURNAL');
+      await noteAndFlush(last);
+      await write(last, 8192, block(3));
+      await last.flush();
+      client.kill();
+      const again = await open(bucket.connect(4), { ...options, assumeDead: true });
+      const found = await readAll(again, 4096, 8192);
+      expect(found.equals(Buffer.concat([block(2), block(3)]))).toBe(true);
+      await first.close({ discard: true });
+      await again.close();
+    },
+  );
 });

@@ -170,17 +170,23 @@ export class Journal {
     return { owner: older.owner, changes: [...older.changes, ...newer.changes] };
   }
 
-  #parse(bytes: Buffer): { owner: Owner; changes: Found[]; next: number } | undefined {
+  /** Of a file, if it has a head. @throws DiskError `journal` */
+  #ownerIn(bytes: Buffer): { owner: Owner; end: number } | undefined {
     const end = bytes.indexOf('\n');
     if (end < 0) return undefined;
-    let owner: Owner;
     try {
-      owner = JSON.parse(bytes.toString('utf8', 0, end)) as Owner;
+      return { owner: JSON.parse(bytes.toString('utf8', 0, end)) as Owner, end };
     } catch (cause) {
       throw this.#error('it is no journal of this program; give another path', cause);
     }
+  }
+
+  #parse(bytes: Buffer): { owner: Owner; changes: Found[]; next: number } | undefined {
+    const head = this.#ownerIn(bytes);
+    if (head === undefined) return undefined;
+    const { owner } = head;
     const changes: Found[] = [];
-    let at = end + 1;
+    let at = head.end + 1;
     let number = owner.first;
     for (; at + ENTRY_HEAD <= bytes.length; number++) {
       const length = bytes.readUInt32LE(at + 4);
@@ -325,8 +331,19 @@ export class Journal {
     const claim = claimed.claims.at(-1) as number;
     const process = processMark();
     this.#owner = { disk: this.#disk.id, writer, epoch, claim, first: 0, process };
+    this.#assertNewest(epoch);
     this.#create();
     return changes.length;
+  }
+
+  /** Nothing is waited for from here until the files are ours. @throws DiskError `journal` when a later writer has put its own there */
+  #assertNewest(epoch: number): void {
+    for (const path of this.#paths) {
+      const bytes = this.#contents(path);
+      const owner = bytes === undefined ? undefined : this.#ownerIn(bytes)?.owner;
+      if (owner === undefined || owner.disk !== this.#disk.id || owner.epoch <= epoch) continue;
+      throw this.#error('another process has opened the disk with it meanwhile, and goes on');
+    }
   }
 
   /** New files, when nothing in the old ones is needed. @throws DiskError `journal` */

@@ -173,6 +173,8 @@ export interface DiskStatistics extends RequestCounters {
   cacheBytes: number;
   mapBytes: number;
   logBytesInMemory: number;
+  /** Bytes of memory of the checkpoint under way, and of what is kept of the last one for the next. */
+  checkpointBytes: number;
   logRuns: number;
   /** Bytes of memory of the log's index. */
   indexBytes: number;
@@ -299,8 +301,13 @@ export class S3Disk implements BlockStore {
       prefix,
       disk,
       // Of what was written lately as much is kept as is there, up to half; the rest is for what was read.
-      cache: new FrameCache(cacheSize, disk.frameSize, () =>
-        self === undefined ? 0 : self.#otherMemory,
+      cache: new FrameCache(
+        cacheSize,
+        disk.frameSize,
+        () => (self === undefined ? 0 : self.#otherMemory),
+        () => {
+          if (self !== undefined) self.#tidy();
+        },
       ),
       fileCache,
       payload: (slot) => (self === undefined ? undefined : self.#log?.payload(slot)),
@@ -465,7 +472,17 @@ export class S3Disk implements BlockStore {
   /** Bytes that are the cache's, and in other use. */
   get #otherMemory(): number {
     const written = this.#log?.residentBytes ?? 0;
-    return written + (this.#checkpointer?.loadedBytes ?? 0) + this.#image.answerBytes;
+    return written + this.#checkpointBytes + this.#image.answerBytes;
+  }
+
+  get #checkpointBytes(): number {
+    return (this.#log?.lentBytes ?? 0) + (this.#checkpointer?.bytes ?? 0);
+  }
+
+  /** What is only kept for use again, of the cache's memory. */
+  #tidy(): void {
+    this.#log?.tidy();
+    this.#checkpointer?.tidy();
   }
 
   get #image(): DiskImage {
@@ -510,6 +527,7 @@ export class S3Disk implements BlockStore {
       looking = this.#lookAround().finally(() => {
         looking = undefined;
       });
+      if (this.#checkpointing === undefined) this.#tidy();
     }
   }
 
@@ -932,9 +950,11 @@ export class S3Disk implements BlockStore {
   async checkpoint(): Promise<void> {
     const log = this.#writable('checkpoint');
     await log.flush();
+    const { durable } = log;
     this.#wanted++;
     try {
-      await this.#runCheckpoint(true);
+      // Each takes as much as may be in memory.
+      while (this.manifest.cut < durable && (await this.#runCheckpoint(true)));
     } finally {
       this.#wanted--;
     }
@@ -992,6 +1012,7 @@ export class S3Disk implements BlockStore {
       cacheBytes: this.#cache.bytes,
       mapBytes: image.map.bytes,
       logBytesInMemory: (this.#log?.residentBytes ?? 0) + (this.#log?.dirty ?? 0),
+      checkpointBytes: this.#checkpointBytes,
       logRuns: image.index.runs,
       indexBytes: image.index.bytes,
       dirtyBytes: this.#log?.dirty ?? 0,

@@ -29,6 +29,22 @@ describe('a cache of frames', () => {
     expect(cache.get(1)?.equals(frame(1))).toBe(true);
   });
 
+  it('takes back what is only kept for use again before any frame goes', () => {
+    let kept = 8 * frameSize;
+    const reclaim = () => {
+      kept = 0;
+    };
+    const cache = new FrameCache(16 * frameSize, frameSize, () => kept, reclaim);
+    for (let key = 0; key < 8; key++) cache.put(key, frame(key));
+    expect(kept).toBe(8 * frameSize);
+    for (let key = 8; key < 16; key++) cache.put(key, frame(key));
+    expect(kept).toBe(0);
+    expect(cache.bytes).toBe(16 * frameSize);
+    kept = frameSize;
+    cache.trim();
+    expect(cache.bytes).toBe(16 * frameSize);
+  });
+
   it('takes no more memory than is left of its limit, whatever comes and goes', () => {
     const limit = 64 * frameSize;
     const random = randomNumbers(7);

@@ -4,37 +4,87 @@ import { expect, it } from 'vitest';
 import { create, KiB, MiB, open, readAll, write } from './support/disk.js';
 import { type Fate, MemoryBucket } from './support/memory-objects.js';
 
-it('a checkpoint makes chunks of what was written, however much is written meanwhile', async () => {
+it.each([
+  ['in memory', MiB],
+  ['loaded again', 64 * KiB],
+])(
+  'a checkpoint makes chunks of what is %s, however much is written meanwhile',
+  async (_what, cacheSize) => {
+    const bucket = new MemoryBucket();
+    await create(bucket.connect(), { size: 4 * MiB });
+    const disk = await open(bucket.connect(), { cacheSize, logLimit: 64 * MiB });
+    const expected = Buffer.alloc(4 * MiB);
+    const put = async (position: number, value: number) => {
+      expected.fill(value, position, position + 16 * KiB);
+      await write(disk, position, Buffer.alloc(16 * KiB, value));
+    };
+    for (let i = 0; i < 16; i++) await put(i * 16 * KiB, 1 + i);
+    await disk.flush();
+    let isReached = () => {};
+    const reached = new Promise<void>((resolve) => (isReached = resolve));
+    let goOn = () => {};
+    const gate = new Promise<void>((resolve) => (goOn = resolve));
+    bucket.fate = async (operation, key): Promise<Fate> => {
+      if (operation === 'put' && key.includes('/c/')) {
+        isReached();
+        await gate;
+      }
+      return 'good';
+    };
+    const checkpoint = disk.checkpoint();
+    await reached;
+    // More than stays in memory of what is in the bucket, and than may be dirty: every buffer's turn comes.
+    for (let i = 16; i < 128; i++) await put(i * 16 * KiB, 100 + i);
+    await disk.flush();
+    goOn();
+    await checkpoint;
+    const reader = await open(bucket.connect(), { mode: 'follow' });
+    expect((await readAll(reader)).equals(expected)).toBe(true);
+    await reader.close();
+    await disk.close();
+  },
+);
+
+it('what is loaded again takes the memory of what was written lately', async () => {
   const bucket = new MemoryBucket();
   await create(bucket.connect(), { size: 4 * MiB });
-  const disk = await open(bucket.connect(), { cacheSize: MiB, logLimit: 64 * MiB });
-  const expected = Buffer.alloc(4 * MiB);
-  const put = async (position: number, value: number) => {
-    expected.fill(value, position, position + 16 * KiB);
-    await write(disk, position, Buffer.alloc(16 * KiB, value));
-  };
-  for (let i = 0; i < 16; i++) await put(i * 16 * KiB, 1 + i);
-  await disk.flush();
-  let isReached = () => {};
-  const reached = new Promise<void>((resolve) => (isReached = resolve));
-  let goOn = () => {};
-  const gate = new Promise<void>((resolve) => (goOn = resolve));
+  const disk = await open(bucket.connect(), { cacheSize: MiB, logLimit: MiB });
+  const during: number[] = [];
   bucket.fate = async (operation, key): Promise<Fate> => {
     if (operation === 'put' && key.includes('/c/')) {
-      isReached();
-      await gate;
+      const { logBytesInMemory, checkpointBytes } = disk.statistics();
+      during.push(logBytesInMemory + checkpointBytes);
     }
     return 'good';
   };
-  const checkpoint = disk.checkpoint();
-  await reached;
-  // More than stays in memory of what is in the bucket, and than may be dirty: every buffer's turn comes.
-  for (let i = 16; i < 128; i++) await put(i * 16 * KiB, 100 + i);
+  for (let i = 0; disk.statistics().checkpoints === 0; i++) {
+    await write(disk, (i % 128) * 32 * KiB, Buffer.alloc(32 * KiB, 1 + (i % 255)));
+    if (i % 4 === 3) await disk.flush();
+  }
+  // All that may be dirty, half of the cache, four chunks, and a segment that is begun.
+  expect(Math.max(...during)).toBeLessThanOrEqual(128 * KiB + MiB / 2 + 4 * 16 * KiB + 32 * KiB);
+  expect(Math.min(...during)).toBeGreaterThan(MiB / 2 - 32 * KiB);
+  await disk.close();
+});
+
+it('a checkpoint of all that was written takes no more memory at a time than any other', async () => {
+  const bucket = new MemoryBucket();
+  const size = 40 * MiB;
+  await create(bucket.connect(), { size, chunkSize: MiB, frameSize: 64 * KiB });
+  const limits = { segmentSize: MiB, dirtyLimit: 4 * MiB, cacheSize: MiB, logLimit: 64 * MiB };
+  const disk = await open(bucket.connect(), limits);
+  for (let at = 0; at < size; at += MiB) await write(disk, at, Buffer.alloc(MiB, 1 + at / MiB));
   await disk.flush();
-  goOn();
-  await checkpoint;
-  const reader = await open(bucket.connect(), { mode: 'follow' });
-  expect((await readAll(reader)).equals(expected)).toBe(true);
-  await reader.close();
+  let most = 0;
+  bucket.fate = async (): Promise<Fate> => {
+    const { logBytesInMemory, checkpointBytes } = disk.statistics();
+    most = Math.max(most, logBytesInMemory + checkpointBytes);
+    return 'good';
+  };
+  await disk.checkpoint();
+  expect(disk.statistics().chunksWritten).toBe(40);
+  expect(most).toBeGreaterThan(8 * MiB);
+  // What one may load, four chunks, and all that may be dirty.
+  expect(most).toBeLessThanOrEqual(24 * MiB);
   await disk.close();
 });

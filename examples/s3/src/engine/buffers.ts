@@ -26,6 +26,11 @@ export class Buffers {
     return this.#free.pop() ?? Buffer.allocUnsafeSlow(this.size);
   }
 
+  /** Keeps no more than so many bytes of it for now. */
+  trim(bytes: number): void {
+    while (this.#free.length > 0 && this.freeBytes > bytes) this.#free.pop();
+  }
+
   /** Takes back what it gave; anything else is left to the garbage collector. */
   give(buffer: Buffer): void {
     if (buffer.length === this.size && this.#free.length < this.#keep) this.#free.push(buffer);

@@ -89,7 +89,11 @@ type Updates = Map<number, ChunkRef | undefined>;
 export class Checkpointer {
   readonly #parts: CheckpointParts;
   #n: number;
-  #loadedBytes = 0;
+  /** For chunks that are put together. */
+  readonly #chunks: Buffers;
+  #chunksTaken = 0;
+  /** Segments that were loaded again. */
+  readonly #lent: Buffer[] = [];
   /** Of the checkpoint under way: segments to load, chunks to write, and the rest. */
   #steps = 0;
   #stepsDone = 0;
@@ -98,30 +102,42 @@ export class Checkpointer {
   constructor(parts: CheckpointParts, n: number) {
     this.#parts = parts;
     this.#n = n;
+    this.#chunks = new Buffers(parts.image.geometry.chunkSize, WIDTH);
   }
 
-  /** Bytes of memory for segments that were loaded again. */
-  get loadedBytes(): number {
-    return this.#loadedBytes;
+  /** Bytes of memory, without the segments, which are the log's. */
+  get bytes(): number {
+    return this.#chunksTaken * this.#chunks.size + this.#chunks.freeBytes;
+  }
+
+  /** Lets go of what could be used again. */
+  tidy(): void {
+    this.#chunks.trim(0);
   }
 
   /**
-   * @param all everything that is durable, instead of the oldest part
+   * @param all everything that is durable, as far as one checkpoint may load, instead of the oldest part
    * @returns undefined when there was nothing to do
    * @throws DiskError `fenced`, `damaged`, `closed`; ObjectStoreError
    */
-  run(all: boolean): Promise<CheckpointResult | undefined> {
-    return this.#parts.log
-      .holding(() => this.#run(all))
-      .finally(() => {
-        this.#loadedBytes = 0;
-      });
+  async run(all: boolean): Promise<CheckpointResult | undefined> {
+    const { image, log } = this.#parts;
+    const cut = this.#chooseCut(all);
+    if (cut <= image.map.manifest.cut || image.segments.size === 0) return undefined;
+    try {
+      return await log.holding(cut, () => this.#run(cut, all));
+    } finally {
+      this.#takeBack();
+    }
   }
 
-  async #run(all: boolean): Promise<CheckpointResult | undefined> {
+  /** Whatever was loaded: nobody looks at it any more. */
+  #takeBack(): void {
+    for (const payload of this.#lent.splice(0)) this.#parts.log.takeBack(payload);
+  }
+
+  async #run(cut: number, all: boolean): Promise<CheckpointResult> {
     const { image, log, epoch, writer } = this.#parts;
-    const cut = all ? log.durable : this.#chooseCut();
-    if (cut <= image.map.manifest.cut || image.segments.size === 0) return undefined;
     // Never the same number twice: names are not used again.
     const n = ++this.#n;
     const freed = this.#freed(cut);
@@ -131,7 +147,7 @@ export class Checkpointer {
     const bytesRelocated = await this.#relocate(relocate, cut, loaded);
     const updates = await this.#destage(destage, n, loaded);
     loaded.clear();
-    this.#loadedBytes = 0;
+    this.#takeBack();
     const old = image.map.manifest;
     const objects: { name: string; born: number }[] = [];
     const { leaves, changed } = await this.#leaves(updates, n, objects);
@@ -204,10 +220,10 @@ export class Checkpointer {
   }
 
   /**
-   * So that half of what the log may hold is left, in bytes, in segments and in its index. Of the index no more than
-   * half its limit at a time: what a checkpoint takes of memory grows with that.
+   * So that half of what the log may hold is left, in bytes, in segments and in its index, or with `all` nothing. Of the index
+   * no more than half its limit at a time: what a checkpoint takes of memory grows with that.
    */
-  #chooseCut(): number {
+  #chooseCut(all: boolean): number {
     const { image, log, logLimit, segmentLimit, indexLimit, loadLimit } = this.#parts;
     const most = indexLimit / 2;
     let index = image.index.bytes;
@@ -220,7 +236,8 @@ export class Checkpointer {
     let cut = image.map.manifest.cut;
     for (const [slot, { header }] of image.segments) {
       if (slot >= log.durable) break;
-      if (bytes <= logLimit / 2 && segments <= segmentLimit / 2 && index <= most) break;
+      const isHalf = bytes <= logLimit / 2 && segments <= segmentLimit / 2 && index <= most;
+      if (isHalf && !all) break;
       const share = indexOf?.get(slot) ?? 0;
       taken += share;
       // What was replaced meanwhile is not looked at.
@@ -261,12 +278,12 @@ export class Checkpointer {
 
   /** A segment's data, a piece at a time. */
   async #loadSegment({ header, table }: SegmentFacts): Promise<Buffer> {
-    const { requests, prefix, codec } = this.#parts;
+    const { requests, prefix, codec, log } = this.#parts;
     const key = `${prefix}/${segmentName(header.number)}`;
     const entries = Array.from({ length: header.frames }, (_, frame) => tableEntry(table, frame));
     const lengths = entries.slice(1).map(({ raw }) => raw);
-    const payload = Buffer.allocUnsafeSlow(lengths.reduce((sum, raw) => sum + raw, 0));
-    this.#loadedBytes += payload.length;
+    const payload = log.lend(lengths.reduce((sum, raw) => sum + raw, 0));
+    this.#lent.push(payload);
     const isPlain =
       header.keyId === 0 && entries.slice(1).every(({ stored, raw }) => stored === raw);
     let at = 0;
@@ -381,24 +398,26 @@ export class Checkpointer {
     loaded: ReadonlyMap<number, Buffer>,
   ): Promise<Updates> {
     const updates: Updates = new Map();
-    const { index, geometry } = this.#parts.image;
-    const buffers = new Buffers(geometry.chunkSize, WIDTH);
-    const version = async (chunk: number): Promise<ChunkRef | undefined> => {
-      if (index.isZero(chunk)) return undefined;
-      const bytes = buffers.take();
+    const { index } = this.#parts.image;
+    const version = async (chunk: number, bytes: Buffer): Promise<ChunkRef | undefined> => {
       const frames = await this.#merge(chunk, loaded, bytes);
-      if (frames.every(({ length }) => length === 0)) {
-        buffers.give(bytes);
-        return undefined;
-      }
+      if (frames.every(({ length }) => length === 0)) return undefined;
       const name = chunkName(chunk, n, this.#parts.epoch);
-      const ref = chunkRef(await this.#put(name, BlobKind.chunk, chunk, n, frames));
-      // Not after a failure: it may be on its way yet.
-      buffers.give(bytes);
-      return ref;
+      return chunkRef(await this.#put(name, BlobKind.chunk, chunk, n, frames));
     };
     await inParallel(chunks, WIDTH, async (chunk) => {
-      updates.set(chunk, await version(chunk));
+      if (index.isZero(chunk)) updates.set(chunk, undefined);
+      else {
+        const bytes = this.#chunks.take();
+        this.#chunksTaken++;
+        try {
+          updates.set(chunk, await version(chunk, bytes));
+          // Not after a failure: it may be on its way yet.
+          this.#chunks.give(bytes);
+        } finally {
+          this.#chunksTaken--;
+        }
+      }
       this.#step();
     });
     return updates;

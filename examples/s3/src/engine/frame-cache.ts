@@ -2,7 +2,7 @@
 /**
  * Frames in memory, least recently used first out. Keys are numbers: a chunk's frame by its place on the
  * disk, a segment's by its slot (negative). Whoever replaces a chunk drops its frames. What else takes of the same
- * memory is asked for, and makes way for nothing here.
+ * memory is asked for, and makes way for nothing here, but for what is only kept for use again: that goes before any frame does.
  *
  * Contract: what is put is copied; what `get` answers is good until the next call, which may use its memory again.
  * Memory is taken in slabs of many frames, and given back in slabs when less of it is left: V8 collects garbage whenever a few MiB
@@ -36,17 +36,22 @@ export class FrameCache {
   readonly #frameSize: number;
   readonly limit: number;
   readonly #taken: () => number;
+  readonly #reclaim: () => void;
   /** In memory of their own. */
   #smallBytes = 0;
   #bytes = 0;
   hits = 0;
   misses = 0;
 
-  /** @param limit bytes, of which `taken` are in other use at the moment; @param frameSize of the largest */
-  constructor(limit: number, frameSize: number, taken = (): number => 0) {
+  /**
+   * @param limit bytes, of which `taken` are in other use at the moment, less of them after `reclaim`
+   * @param frameSize of the largest
+   */
+  constructor(limit: number, frameSize: number, taken = (): number => 0, reclaim = () => {}) {
     this.limit = limit;
     this.#frameSize = frameSize;
     this.#taken = taken;
+    this.#reclaim = reclaim;
     const most = Math.min(SLAB_BYTES, limit / SLABS);
     this.#slabBytes = Math.max(frameSize, Math.floor(most / frameSize) * frameSize);
   }
@@ -112,7 +117,7 @@ export class FrameCache {
       }
       this.#open.pop();
       if (this.#open.length > 0) continue;
-      if (this.memory + this.#slabBytes <= this.limit - this.#taken()) this.#addSlab();
+      if (this.#hasRoom(this.#slabBytes)) this.#addSlab();
       else if (!this.#dropOldest()) return undefined;
     }
   }
@@ -135,13 +140,20 @@ export class FrameCache {
 
   /** Makes room for `length` bytes outside the slabs. */
   #fits(length: number): boolean {
-    const limit = this.limit - this.#taken() - length;
-    while (this.memory > limit) {
+    while (!this.#hasRoom(length)) {
       const oldest = this.#frames.values().next().value?.slab ?? this.#slabs.values().next().value;
       if (oldest !== undefined) this.#dropSlab(oldest);
       else if (!this.#dropOldest()) return false;
     }
     return true;
+  }
+
+  /** For `length` more bytes. */
+  #hasRoom(length: number): boolean {
+    const fits = (): boolean => this.memory + length <= this.limit - this.#taken();
+    if (fits()) return true;
+    this.#reclaim();
+    return fits();
   }
 
   #dropSlab(slab: Slab): void {

@@ -48,6 +48,8 @@ const MAGIC = 0x4a334354;
 const MAX_PIECES = 1000;
 const ENTRY_HEAD = 20;
 const CHANGE_HEAD = 32;
+/** Changes of so many bytes need no memory anew. */
+const ARENA_BYTES = 4 * 1024 * 1024 + CHANGE_HEAD;
 
 const TYPE = { data: 1, zero: 2, size: 3 } as const;
 
@@ -101,6 +103,9 @@ export class Journal {
   #durable = -1;
   #number = 0;
   #pending: Noted[] = [];
+  /** What is pending is in it, as far as there is room: it is written and forgotten again with each change. */
+  #arena = Buffer.alloc(0);
+  #used = 0;
   #running: Promise<void> | undefined;
   #next: Promise<void> | undefined;
   #failed: unknown;
@@ -395,12 +400,28 @@ export class Journal {
   }
 
   #head(slot: number, position: number, length: number, type: number, data: number): Buffer {
-    const bytes = Buffer.allocUnsafe(CHANGE_HEAD + data);
+    const bytes = this.#space(CHANGE_HEAD + data);
     bytes.writeDoubleLE(slot, 0);
     bytes.writeDoubleLE(position, 8);
     bytes.writeDoubleLE(length, 16);
     bytes.writeUInt32LE(type, 24);
     bytes.writeUInt32LE(data, 28);
+    return bytes;
+  }
+
+  #space(length: number): Buffer {
+    if (this.#pending.length === 0) {
+      this.#used = 0;
+      if (length > this.#arena.length && length <= ARENA_BYTES) {
+        this.#arena = Buffer.allocUnsafeSlow(
+          Math.min(ARENA_BYTES, Math.max(length, 2 * this.#arena.length)),
+        );
+      }
+    }
+    const end = this.#used + length;
+    if (end > this.#arena.length) return Buffer.allocUnsafeSlow(length);
+    const bytes = this.#arena.subarray(this.#used, end);
+    this.#used = end;
     return bytes;
   }
 

@@ -48,7 +48,7 @@ export interface LogWriterOptions {
   readonly segmentSize: number;
   /** Bytes appended and not yet durable, from which on writers should wait. */
   readonly dirtyLimit: number;
-  /** Bytes of uploaded segments kept in memory for reading. */
+  /** Bytes of uploaded segments kept in memory for reading, and of those that are loaded again, together. */
   readonly residentLimit: number;
   readonly uploads: number;
   readonly patience: number;
@@ -93,7 +93,7 @@ export class LogWriter {
   /** When the first change came into it. */
   #openSince = 0;
   #staging: Buffer;
-  /** Of segments: as many as may be dirty, so that those are there when writing goes on. */
+  /** Of segments. They go round: what is dirty becomes resident, makes way for what is loaded, or is written again. */
   readonly #buffers: Buffers;
   /** Sealed, not started. */
   readonly #queue: Sealed[] = [];
@@ -125,6 +125,7 @@ export class LogWriter {
   /** Of segments that are forgotten, and may be held all the same. */
   readonly #held: Buffer[] = [];
   #heldBytes = 0;
+  #lentBytes = 0;
 
   /** @param slot the first to write */
   constructor(
@@ -140,8 +141,8 @@ export class LogWriter {
     this.#events = events;
     this.lease = new Lease(requests.clock, options.lease);
     this.#durable = slot;
-    const { segmentSize, dirtyLimit } = options;
-    this.#buffers = new Buffers(segmentSize, Math.ceil(dirtyLimit / segmentSize));
+    const { segmentSize, dirtyLimit, residentLimit } = options;
+    this.#buffers = new Buffers(segmentSize, Math.ceil((dirtyLimit + residentLimit) / segmentSize));
     this.#staging = this.#buffers.take();
     this.#open = new OpenSegment(slot, options.blockSize, this.#staging);
   }
@@ -164,6 +165,16 @@ export class LogWriter {
   /** Bytes of memory that segments in the bucket take here. */
   get residentBytes(): number {
     return this.#residentBytes + this.#heldBytes;
+  }
+
+  /** Bytes of memory that are lent, and of those kept for use again what is more than may be dirty. */
+  get lentBytes(): number {
+    const kept = this.#dirty + this.#buffers.freeBytes;
+    return this.#lentBytes + Math.max(0, kept - this.#options.dirtyLimit);
+  }
+
+  get #usedBytes(): number {
+    return this.residentBytes + this.#lentBytes;
   }
 
   get failure(): DiskError | undefined {
@@ -507,8 +518,15 @@ export class LogWriter {
   #keep({ slot, payload }: Sealed): void {
     this.#residentBytes += payload.buffer.byteLength;
     this.#resident.push(slot);
-    while (this.residentBytes > this.#options.residentLimit && this.#resident.length > 0) {
-      this.#forget(this.#resident.shift() as number);
+    this.#makeWay();
+  }
+
+  /** Down to the limit; forgetting what is held would free nothing. */
+  #makeWay(): void {
+    while (this.#usedBytes > this.#options.residentLimit) {
+      const oldest = this.#resident.findIndex((slot) => slot >= this.#heldBefore);
+      if (oldest < 0) return;
+      this.#forget(this.#resident.splice(oldest, 1)[0] as number);
     }
   }
 
@@ -522,17 +540,37 @@ export class LogWriter {
     this.#heldBytes += whole.length;
   }
 
-  /** What is kept for writing and what is dirty are together what may be dirty. */
+  /** What is kept for use again is no more than could be in use. */
   #giveBack(buffer: Buffer): void {
-    if (this.#dirty + this.#buffers.freeBytes < this.#options.dirtyLimit) {
-      this.#buffers.give(buffer);
-    }
+    const { dirtyLimit, residentLimit } = this.#options;
+    const bytes = this.#dirty + this.#buffers.freeBytes + this.#usedBytes;
+    if (bytes < dirtyLimit + residentLimit) this.#buffers.give(buffer);
   }
 
-  /** While `run` is under way, what `payload` answered of what is durable now stays as it is. */
-  async holding<T>(run: () => Promise<T>): Promise<T> {
+  /** Lets go of memory that only what is not done now would need: for whoever has been quiet for a while. */
+  tidy(): void {
+    this.#buffers.trim(this.#options.dirtyLimit - this.#dirty);
+  }
+
+  /** Memory for so many bytes of a segment, of what is for those in the bucket: the oldest resident ones make way. */
+  lend(length: number): Buffer {
+    const { segmentSize } = this.#options;
+    const whole = length <= segmentSize && length > segmentSize / 2;
+    this.#lentBytes += whole ? segmentSize : length;
+    this.#makeWay();
+    return whole ? this.#buffers.take().subarray(0, length) : Buffer.allocUnsafeSlow(length);
+  }
+
+  /** What was lent, and nobody will touch any more. */
+  takeBack({ buffer }: Buffer): void {
+    this.#lentBytes -= buffer.byteLength;
+    this.#giveBack(Buffer.from(buffer));
+  }
+
+  /** While `run` is under way, what `payload` answered of segments before `slot`, all of them durable, stays as it is. */
+  async holding<T>(slot: number, run: () => Promise<T>): Promise<T> {
     this.#holders++;
-    this.#heldBefore = this.#durable;
+    this.#heldBefore = Math.max(this.#heldBefore, slot);
     try {
       return await run();
     } finally {
@@ -540,6 +578,7 @@ export class LogWriter {
         this.#heldBefore = 0;
         this.#heldBytes = 0;
         for (const buffer of this.#held.splice(0)) this.#giveBack(buffer);
+        this.#makeWay();
       }
     }
   }

@@ -347,11 +347,12 @@ export class DiskImage {
     return along;
   }
 
-  /** Copies of frames of a chunk after each other, none of them zeros. */
+  /** Copies of frames of a chunk after each other, none of them zeros. Who asks replaces them: the cache does without. */
   async chunkFrames(chunk: number, ref: ChunkRef, first: number, count: number): Promise<Buffer[]> {
     const frames: Buffer[] = [];
     const jobs: Promise<unknown>[] = [];
-    this.#fetch(this.#chunkSource(chunk, ref), first, count, count, jobs, (frame, bytes) => {
+    const source = { ...this.#chunkSource(chunk, ref), keep: () => {} };
+    this.#fetch(source, first, count, count, jobs, (frame, bytes) => {
       frames[frame - first] = Buffer.from(bytes);
     });
     const results = await Promise.allSettled(jobs);

@@ -92,7 +92,12 @@ export default [
     about:
       "the deployment guide's programs: root prepares, a user without rights serves, a crash between",
     async run(k) {
-      const folder = await programsOf(k, 'docs/deployment.md', ['serve', 'handler', 'manage']);
+      const folder = await programsOf(k, 'docs/deployment.md', [
+        'serve',
+        'program',
+        'handler',
+        'manage',
+      ]);
       const manage = async (verb: string, env: Record<string, string> = {}) =>
         k.sh(`node ${folder}/manage.js ${verb} d0`, {
           env: { STATE_DIRECTORY: `${k.dir}/state`, ...env },

@@ -54,19 +54,39 @@ describe('a read that is not in memory', () => {
   }
 
   it.each([
-    // A chunk is larger than a segment, which ends what comes along.
-    { kind: 'chunks', along: 8 },
-    { kind: 'log', along: 6 },
-  ] as const)('brings what is behind it along (%j)', async ({ kind, along }) => {
+    // A segment ends where a chunk goes on.
+    { kind: 'chunks', here: [0, 9], later: 6 },
+    { kind: 'log', here: [0, 7], later: 8 },
+  ] as const)('brings what is around it along (%j)', async ({ kind, here, later }) => {
     const reader = await disk(512 * KiB, kind);
     await asked(reader, 512 * KiB);
-    expect(await asked(reader, 8 * KiB)).toEqual({ gets: 1, frames: along });
-    for (const frame of [2, 3, 1 + along]) {
+    expect(await asked(reader, 8 * KiB)).toEqual({ gets: 2, frames: here[1] + 1 });
+    for (const frame of [...here, 1, 2, 3]) {
       expect(await asked(reader, frame * frameSize + 512)).toEqual({ gets: 0, frames: 0 });
     }
-    // No further than what is there, or than its object.
-    expect(await asked(reader, 4 * KiB)).toEqual({ gets: 1, frames: 1 });
-    expect(await asked(reader, 56 * KiB)).toEqual({ gets: 1, frames: 2 });
+    // No further than its object, and nothing that is there.
+    expect(await asked(reader, 56 * KiB)).toEqual({ gets: 2, frames: later });
+    await reader.close();
+  });
+
+  it('asks for little at a time that nobody wants', async () => {
+    const { bucket, reader } = await heldDisk('chunks');
+    await asked(reader, 512 * KiB);
+    let release = () => {};
+    const gate = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    bucket.after = () => gate;
+    const { gets } = reader.statistics();
+    const chunks = Array.from({ length: 8 }, (_, chunk) => chunk * 64 * KiB + 32 * KiB);
+    await Promise.all(chunks.map((at) => readAll(reader, at, 512)));
+    await drained(reader);
+    expect(reader.statistics().gets - gets).toBe(8 + 2);
+    release();
+    await drained(reader);
+    let brought = 0;
+    for (const at of chunks) if ((await asked(reader, at - frameSize)).gets === 0) brought++;
+    expect(brought).toBe(2);
     await reader.close();
   });
 
@@ -90,7 +110,8 @@ describe('a read that is not in memory', () => {
     expect(isThere).toBe(false);
     release();
     expect((await last)[0]).toBe(2);
-    expect(reader.statistics().gets - gets).toBe(1);
+    // The other request is for what is before it in the chunk; a segment begins here.
+    expect(reader.statistics().gets - gets).toBe(kind === 'chunks' ? 2 : 1);
     await reader.close();
   });
 
@@ -100,9 +121,11 @@ describe('a read that is not in memory', () => {
     const chunk = bucket.keys(PREFIX).filter((key) => key.includes('/c/'))[0] as string;
     const stored = bucket.objects.get(chunk) as { body: Buffer };
     // In the last frame but one: the read below is of the first half, and brings it along.
+    // And in the fourth, which comes by a request of its own.
     const broken = Buffer.from(stored.body);
-    const at = broken.length - 2 * frameSize + 5;
-    broken[at] = (broken[at] as number) ^ 1;
+    for (const at of [14, 3].map((frame) => broken.length - (16 - frame) * frameSize + 5)) {
+      broken[at] = (broken[at] as number) ^ 1;
+    }
     stored.body = broken;
     const [first, last] = [readAll(reader, 32 * KiB, 512), readAll(reader, 56 * KiB, 512)];
     expect((await first)[0]).toBe(2);
@@ -110,6 +133,9 @@ describe('a read that is not in memory', () => {
     expect((await readAll(reader, 52 * KiB, 512))[0]).toBe(2);
     await expect(readAll(reader, 56 * KiB, 512)).rejects.toMatchObject(damaged(chunk));
     expect((await readAll(reader, 60 * KiB, 512))[0]).toBe(2);
+    await drained(reader);
+    await expect(readAll(reader, 12 * KiB, 512)).rejects.toMatchObject(damaged(chunk));
+    expect((await readAll(reader, 8 * KiB, 512))[0]).toBe(1);
     await reader.close();
   });
 
@@ -121,8 +147,8 @@ describe('a read that is not in memory', () => {
     for (const bytes of await Promise.all(reads)) expect(bytes[0]).toBe(1);
     await drained(reader);
     const { gets, bytesRead } = reader.statistics();
-    expect(gets - before.gets).toBe(1);
-    expect(bytesRead - before.bytesRead).toBe(8 * frameSize);
+    expect(gets - before.gets).toBe(2);
+    expect(bytesRead - before.bytesRead).toBe((8 + 7) * frameSize);
     await reader.close();
   });
 

@@ -53,8 +53,12 @@ const MAX_READ_AHEAD = 4 * 1024 * 1024;
 const STREAMS = 4;
 /** Share of the cache that is free as long as it has room for what nobody asked for. */
 const FREE_SHARE = 1 / 8;
-/** Frames that come together while there is room. */
-const GROUP_FRAMES = 8;
+/** Frames that come with a lone one while there is room, itself included: a longer answer would begin later. */
+const FRAMES_BEHIND = 8;
+/** Those that come after it. */
+const FRAMES_BEFORE = 16;
+/** Requests at a time for what nobody has asked for. */
+const MOST_UNASKED = 2;
 /** Share of the cache's memory that answers of the bucket of one size may keep for the next ones. */
 const ANSWER_SHARE = 1 / 64;
 
@@ -81,6 +85,8 @@ export class DiskImage {
   readonly #framesPerChunk: number;
   readonly #fetching = new Map<string, Fetching>();
   readonly #answers: AnswerBuffers;
+  /** Requests under way for what nobody has asked for. */
+  #unasked = 0;
   /** The sequential readers of late, the latest first. */
   readonly #streams: Stream[] = [];
 
@@ -315,8 +321,7 @@ export class DiskImage {
       let count = 1;
       while (frame + count <= last && this.#missing(chunk, ref, frame + count)) count++;
       const source = this.#chunkSource(chunk, ref);
-      const along = this.#along(source, frame, count, data);
-      this.#fetch(source, frame, count, along, jobs, (one, bytes) => {
+      this.#fetchAround(source, frame, count, data, jobs, (one, bytes) => {
         const base = one * frameSize;
         const begin = Math.max(from, base);
         const stop = Math.min(to, base + frameSize);
@@ -332,19 +337,55 @@ export class DiskImage {
   }
 
   /**
-   * How many frames come from `first` on: a frame alone that was asked for brings the missing ones behind it along while the
-   * cache has room. Its reader has it before they are there; they cost the bucket hardly more, and save a request if they are ever
-   * wanted.
+   * Fetches what was asked for. A frame alone brings the missing ones around it along while the cache has room: those behind it
+   * in the same answer, which its reader does not wait for, those before it by a request of their own after that. It costs the bucket
+   * two requests for each MiB of the cache at most, and saves one for each of them that is wanted.
    */
-  #along(source: FrameSource, first: number, count: number, data: DataIn | undefined): number {
-    const { cache } = this.#parts;
-    const isUnderway = (frame: number): boolean => this.#fetching.has(`${source.key}#${frame}`);
-    if (count > 1 || data === undefined || isUnderway(first)) return count;
-    if (cache.room <= cache.limit * FREE_SHARE) return count;
-    const comes = (frame: number): boolean => source.wants(frame) && !isUnderway(frame);
+  #fetchAround(
+    source: FrameSource,
+    first: number,
+    count: number,
+    data: DataIn | undefined,
+    jobs: Promise<unknown>[],
+    take: (frame: number, bytes: Buffer) => void,
+  ): void {
+    const isLone = count === 1 && data !== undefined && this.#comes(source, first);
+    if (!isLone || !this.#hasRoom) return this.#fetch(source, first, count, count, jobs, take);
     let along = 1;
-    while (along < GROUP_FRAMES && comes(first + along)) along++;
-    return along;
+    while (along < FRAMES_BEHIND && this.#comes(source, first + along)) along++;
+    const wanted: Promise<unknown>[] = [];
+    this.#fetch(source, first, count, along, wanted, take);
+    jobs.push(...wanted);
+    const generation = this.#generation;
+    Promise.all(wanted).then(
+      () => {
+        if (generation === this.#generation) this.#fetchBefore(source, first);
+      },
+      () => {},
+    );
+  }
+
+  #fetchBefore(source: FrameSource, frame: number): void {
+    if (!this.#hasRoom || this.#unasked >= MOST_UNASKED) return;
+    let first = frame;
+    while (frame - first < FRAMES_BEFORE && this.#comes(source, first - 1)) first--;
+    if (first === frame) return;
+    const jobs: Promise<unknown>[] = [];
+    this.#fetch(source, first, frame - first, frame - first, jobs, () => {});
+    this.#unasked++;
+    // Who wants them meets the same failure, and tells.
+    void Promise.allSettled(jobs).then(() => this.#unasked--);
+  }
+
+  /** Whether there is room in the cache for what nobody asked for. */
+  get #hasRoom(): boolean {
+    const { cache } = this.#parts;
+    return cache.room > cache.limit * FREE_SHARE;
+  }
+
+  /** Whether there is such a frame, and it is neither here nor on its way. */
+  #comes(source: FrameSource, frame: number): boolean {
+    return frame >= 0 && source.wants(frame) && !this.#fetching.has(`${source.key}#${frame}`);
   }
 
   /** Copies of frames of a chunk after each other, none of them zeros. Who asks replaces them: the cache does without. */
@@ -429,8 +470,7 @@ export class DiskImage {
       let count = 1;
       while (frame + count <= last && !cache.has(segmentFrameKey(slot, frame + count))) count++;
       const source = this.#segmentSource(slot);
-      const along = this.#along(source, frame, count, data);
-      this.#fetch(source, frame, count, along, jobs, copy);
+      this.#fetchAround(source, frame, count, data, jobs, copy);
       frame += count - 1;
     }
   }

@@ -36,6 +36,11 @@ export class Background {
     this.#signal = signal;
   }
 
+  /** How many wait at the moment. */
+  get waiting(): number {
+    return this.#waiting;
+  }
+
   /** Whether it makes way at the moment. */
   get yields(): boolean {
     const isBusy = this.#waiting > 0 || this.#clock.now() - this.#left < LINGER_MS;

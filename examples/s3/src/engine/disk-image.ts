@@ -338,7 +338,7 @@ export class DiskImage {
 
   /**
    * Fetches what was asked for. A frame alone brings the missing ones around it along while the cache has room: those behind it
-   * in the same answer, which its reader does not wait for, those before it by a request of their own after that. It costs the bucket
+   * in the same answer, which its reader does not wait for, those before it by a request of their own after that, if nobody else waits. It costs the bucket
    * two requests for each MiB of the cache at most, and saves one for each of them that is wanted.
    */
   #fetchAround(
@@ -366,7 +366,9 @@ export class DiskImage {
   }
 
   #fetchBefore(source: FrameSource, frame: number): void {
-    if (!this.#hasRoom || this.#unasked >= MOST_UNASKED) return;
+    // Others than its reader, who may be about to be told.
+    const isBusy = this.#parts.requests.background.waiting > 1;
+    if (isBusy || !this.#hasRoom || this.#unasked >= MOST_UNASKED) return;
     let first = frame;
     while (frame - first < FRAMES_BEFORE && this.#comes(source, first - 1)) first--;
     if (first === frame) return;

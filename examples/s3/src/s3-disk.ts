@@ -946,15 +946,16 @@ export class S3Disk implements BlockStore {
     return this.#reloading;
   }
 
-  /** Everything written so far into chunks: the log is empty then, and snapshots cost least. */
+  /**
+   * Everything written so far into chunks: the log is empty then, and snapshots cost least. What is not in memory of the log is loaded
+   * at once, up to all of `logLimit`, so that each chunk is written once.
+   */
   async checkpoint(): Promise<void> {
     const log = this.#writable('checkpoint');
     await log.flush();
-    const { durable } = log;
     this.#wanted++;
     try {
-      // Each takes as much as may be in memory.
-      while (this.manifest.cut < durable && (await this.#runCheckpoint(true)));
+      await this.#runCheckpoint(true);
     } finally {
       this.#wanted--;
     }

@@ -116,7 +116,7 @@ export class Checkpointer {
   }
 
   /**
-   * @param all everything that is durable, as far as one checkpoint may load, instead of the oldest part
+   * @param all everything that is durable, whatever memory that takes, instead of the oldest part
    * @returns undefined when there was nothing to do
    * @throws DiskError `fenced`, `damaged`, `closed`; ObjectStoreError
    */
@@ -225,6 +225,8 @@ export class Checkpointer {
    */
   #chooseCut(all: boolean): number {
     const { image, log, logLimit, segmentLimit, indexLimit, loadLimit } = this.#parts;
+    // In one go: a chunk would be written again by each part of the log.
+    if (all) return log.durable;
     const most = indexLimit / 2;
     let index = image.index.bytes;
     const indexOf = index > most ? image.index.bytesBySlot() : undefined;
@@ -236,8 +238,7 @@ export class Checkpointer {
     let cut = image.map.manifest.cut;
     for (const [slot, { header }] of image.segments) {
       if (slot >= log.durable) break;
-      const isHalf = bytes <= logLimit / 2 && segments <= segmentLimit / 2 && index <= most;
-      if (isHalf && !all) break;
+      if (bytes <= logLimit / 2 && segments <= segmentLimit / 2 && index <= most) break;
       const share = indexOf?.get(slot) ?? 0;
       taken += share;
       // What was replaced meanwhile is not looked at.

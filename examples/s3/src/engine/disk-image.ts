@@ -339,7 +339,7 @@ export class DiskImage {
   /**
    * Fetches what was asked for. A frame alone brings the missing ones around it along while the cache has room: those behind it
    * in the same answer, which its reader does not wait for, those before it by a request of their own after that, if nobody else waits. It costs the bucket
-   * two requests for each MiB of the cache at most, and saves one for each of them that is wanted.
+   * a second request, only until the cache is filled, and saves one for each of them that is wanted.
    */
   #fetchAround(
     source: FrameSource,

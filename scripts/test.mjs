@@ -2,12 +2,13 @@
 /**
  * npm test: sets up what is missing, then every suite, one after another, whatever fails.
  *
- * Prints a table and, as its last line, `N passed, N failed, N skipped` over all suites. Exit code 1 when
- * anything failed, or when a suite ran no test although this machine could run it.
+ * Prints what failed once more, a table and, as its last line, `N passed, N failed, N skipped` over all suites.
+ * Exit code 1 when anything failed, or when a suite ran no test although this machine could run it.
  */
 import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
+import { stripVTControlCharacters } from 'node:util';
 import { canInstall } from './packages.mjs';
 import { projectRoot, setupOrExit } from './setup.mjs';
 
@@ -16,8 +17,12 @@ const results = join(projectRoot, 'build/test-results');
 /**
  * @typedef {{ passed: number, failed: number, skipped: number }} Counts
  * @typedef {{ name: string, about: string, command: string[], minutes: number,
- *   count: (output: string, code: number | null) => Counts }} Suite
+ *   count: (output: string, code: number | null) => Counts,
+ *   failures?: () => string[] }} Suite
  */
+
+/** Most lines that the digest at the end shows of one failure: a log is often kept by its end only. */
+const failureLines = 16;
 
 /** One test that is a command: it passes when that exits with 0. */
 function wholeCommand(_output, code) {
@@ -31,6 +36,34 @@ function lastLine(output, code) {
   const [passed, failed, skipped] = [line[1], line[2], line[3] ?? 0].map(Number);
   // A suite that died after its last test has failed too.
   return { passed, failed: failed === 0 && code !== 0 && passed > 0 ? 1 : failed, skipped };
+}
+
+/** Every failure of an output that says it in a line that begins with FAIL, with what is around it. */
+function failLines(output) {
+  const lines = stripVTControlCharacters(output).trimEnd().split('\n');
+  const found = lines.flatMap((line, index) =>
+    /^FAIL/.test(line)
+      ? [lines.slice(Math.max(0, index - 4), index + failureLines - 4).join('\n')]
+      : [],
+  );
+  return found.length > 0 ? found : [lines.slice(-failureLines).join('\n')];
+}
+
+/** Every failure in vitest's JSON report; what could not be loaded has a message of its own. */
+function reportedFailures(file) {
+  if (!existsSync(file)) return [];
+  const { testResults } = JSON.parse(readFileSync(file, 'utf8'));
+  return testResults.flatMap(({ name, message, assertionResults }) => {
+    const failed = assertionResults.filter(({ status }) => status === 'failed');
+    const texts = failed.map(({ fullName, failureMessages }) => [fullName, ...failureMessages]);
+    if (failed.length === 0 && message) texts.push([message]);
+    return texts.map((text) =>
+      [relative(projectRoot, name), ...stripVTControlCharacters(text.join('\n')).split('\n')]
+        .filter((line) => !/^ +at .*node_modules/.test(line))
+        .slice(0, failureLines)
+        .join('\n'),
+    );
+  });
 }
 
 /** vitest's JSON report; its console output is for people. */
@@ -53,6 +86,7 @@ function vitest(name) {
   return {
     args: ['--reporter=default', '--reporter=json', `--outputFile.json=${file}`],
     count: vitestReport(file),
+    failures: () => reportedFailures(file),
   };
 }
 
@@ -74,6 +108,7 @@ function suites() {
       command: ['npx', '--no-install', 'vitest', 'run', ...unit.args],
       minutes: 10,
       count: unit.count,
+      failures: unit.failures,
     },
     {
       name: 'package',
@@ -81,6 +116,7 @@ function suites() {
       command: [process.execPath, 'scripts/test-nodes.mjs', '--native', ...published.args],
       minutes: 10,
       count: published.count,
+      failures: published.failures,
     },
     {
       name: 'addon',
@@ -137,6 +173,7 @@ function suites() {
       command: ['npm', 'test', '--silent', '-w', `examples/${example}`, '--', ...report.args],
       minutes: 10,
       count: report.count,
+      failures: report.failures,
     });
   }
   return list;
@@ -205,6 +242,7 @@ mkdirSync(results, { recursive: true });
 const total = { passed: 0, failed: 0, skipped: 0 };
 const table = [row('suite', 'passed', 'failed', 'skipped', 'seconds', '')];
 const notes = [];
+const failures = [];
 for (const suite of suites()) {
   console.log(`\n──── ${suite.name}: ${suite.about}`);
   const started = Date.now();
@@ -219,10 +257,18 @@ for (const suite of suites()) {
       notes.push(`${suite.name}: ran no test`);
     }
   }
+  if (counts.failed > 0) {
+    const found = suite.failures?.() ?? [];
+    for (const text of found.length > 0 ? found : failLines(output)) {
+      failures.push(`\n──── failed: ${suite.name}\n${text}`);
+    }
+  }
   for (const key of Object.keys(total)) total[key] += counts[key];
   const seconds = ((Date.now() - started) / 1000).toFixed(0);
   table.push(row(suite.name, counts.passed, counts.failed, counts.skipped, seconds, suite.about));
 }
+for (const failure of failures.slice(0, 10)) console.log(failure);
+if (failures.length > 10) console.log(`\n──── and ${failures.length - 10} more, see above`);
 console.log(`\n${table.join('\n')}`);
 if (missing.length > 0)
   notes.push(`missing packages: ${missing.map(({ name }) => name).join(' ')}`);

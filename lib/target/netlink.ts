@@ -186,10 +186,10 @@ class Channel {
     let timer: NodeJS.Timeout | undefined;
     try {
       return await new Promise<Uint8Array>((done, failed) => {
-        timer = setTimeout(
-          () => failed(targetError('NETLINK', operation, CHANNEL, 'the kernel did not answer')),
-          REQUEST_TIMEOUT,
-        );
+        const silent = () =>
+          failed(targetError('NETLINK', operation, CHANNEL, 'the kernel did not answer'));
+        // When this process was busy, the answer may lie in the socket, which is read before.
+        timer = setTimeout(() => setImmediate(silent), REQUEST_TIMEOUT);
         this.#waiting.set(sequence, { done, failed });
         this.#socket.send(
           encodeMessage({ type, flags: NLM_F_REQUEST | flags, sequence, port: 0, payload }),

@@ -205,7 +205,8 @@ describe('delay', () => {
     const pending = delay(store, 30).write(0, block(1), context);
     expect(store.allocated).toBe(0);
     await pending;
-    expect(performance.now() - start).toBeGreaterThanOrEqual(29);
+    // A timer may end a millisecond or two early.
+    expect(performance.now() - start).toBeGreaterThanOrEqual(25);
     expect(store.allocated).toBeGreaterThan(0);
   });
 
@@ -310,17 +311,21 @@ describe('rateLimit', () => {
   test('holds operations to the rate, after a burst', async () => {
     const store = rateLimit(memory(), { operationsPerSecond: 100, burst: 0.05 });
     const start = performance.now();
-    const immediate: unknown[] = [];
-    const pending: unknown[] = [];
-    for (let i = 0; i < 15; i++) {
-      const answer = store.read(0, room(), context);
-      (answer instanceof Promise ? pending : immediate).push(answer);
-    }
-    // The burst and one more, since the first starts at its beginning; more when the machine is slow.
-    expect(immediate.length).toBeGreaterThanOrEqual(5);
-    expect(immediate.length).toBeLessThan(15);
-    await Promise.all(pending);
-    expect(performance.now() - start).toBeGreaterThanOrEqual(75);
+    await Promise.all(Array.from({ length: 15 }, () => store.read(0, room(), context)));
+    expect(performance.now() - start).toBeGreaterThanOrEqual(90);
+  });
+
+  test('lets a burst through at once, and one more, since the first starts at its beginning', async () => {
+    // An operation in a hundred seconds: a slow machine earns none meanwhile.
+    const store = rateLimit(memory(), { operationsPerSecond: 0.01, burst: 500 });
+    const controller = new AbortController();
+    const answers = Array.from({ length: 15 }, () =>
+      store.read(0, room(), { signal: controller.signal }),
+    );
+    controller.abort();
+    const waited = answers.filter((answer) => answer instanceof Promise);
+    expect(answers.length - waited.length).toBe(6);
+    for (const { status } of await Promise.allSettled(waited)) expect(status).toBe('rejected');
   });
 
   test('counts bytes, and lets flushes pass', async () => {
@@ -330,7 +335,7 @@ describe('rateLimit', () => {
     });
     const start = performance.now();
     for (let i = 0; i < 5; i++) await store.write(0, block(), context);
-    expect(performance.now() - start).toBeGreaterThanOrEqual(38);
+    expect(performance.now() - start).toBeGreaterThanOrEqual(40);
     expect(store.flush?.(context)).toBeUndefined();
   });
 
@@ -362,8 +367,9 @@ describe('statistics', () => {
       inFlight: 0,
       maxInFlight: 2,
     });
-    expect(store.statistics.read.totalTime).toBeGreaterThanOrEqual(38);
-    expect(store.statistics.read.maxTime).toBeGreaterThanOrEqual(19);
+    // A timer may end a millisecond or two early.
+    expect(store.statistics.read.totalTime).toBeGreaterThanOrEqual(30);
+    expect(store.statistics.read.maxTime).toBeGreaterThanOrEqual(15);
     expect(store.statistics.write).toMatchObject({ operations: 2, bytes: 1024, errors: 1 });
     store.reset();
     expect(store.statistics.read).toMatchObject({ operations: 0, bytes: 0, maxTime: 0 });

@@ -61,7 +61,16 @@ class RateLimitedStore extends StoreMiddleware {
     const start = Math.max(this.#paidUntil, now - this.#burst);
     this.#paidUntil = start + Math.max(operation.length * this.#perByte, this.#perOperation);
     if (start <= now) return run();
-    return wait(start - now, undefined, { signal: operation.context.signal }).then(run);
+    return until(start, operation.context.signal).then(run);
+  }
+}
+
+/** Waits for a time of `performance.now`: a timer counts whole milliseconds, and may end one or two early. */
+async function until(time: number, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    const left = time - performance.now();
+    if (left <= 0) return;
+    await wait(Math.ceil(left), undefined, { signal });
   }
 }
 

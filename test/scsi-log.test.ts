@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /** LOG SENSE, and the soft thresholds of thin provisioning. */
-import { describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { BlockDevice } from '../lib/scsi/index.js';
 import { type BlockStore, MemoryStore } from '../lib/store/index.js';
 import { BareStore, CDB, cdb, openDevice, run } from './scsi-fake-command.js';
@@ -94,6 +94,14 @@ describe('LOG SENSE', () => {
 });
 
 describe('soft thresholds', () => {
+  // Writes look at most once a second: the clock goes on when a test says so.
+  beforeEach(() => {
+    vi.useFakeTimers({ toFake: ['Date', 'performance'] });
+  });
+  afterEach(() => {
+    vi.useRealTimers();
+  });
+
   /** Threshold sets of two blocks: 1 KiB each. */
   const set = async (
     device: BlockDevice,
@@ -142,6 +150,21 @@ describe('soft thresholds', () => {
     await write(0);
     await write(8);
     await set(device, undefined, 8);
+    expect((await run(device, CDB.testUnitReady())).outcome).toBe('6/38/7');
+  });
+
+  test('a write looks a second after the last look, also when the clock was set back', async () => {
+    const device = await openDevice(memory());
+    const write = (lba: number) =>
+      run(device, CDB.write10(lba, 8), { out: new Uint8Array(4096).fill(1) });
+    await set(device, undefined, 8);
+    await write(0);
+    vi.setSystemTime(0);
+    vi.advanceTimersByTime(999);
+    await write(8);
+    expect((await run(device, CDB.testUnitReady())).outcome).toBe('GOOD');
+    vi.advanceTimersByTime(1);
+    await write(0);
     expect((await run(device, CDB.testUnitReady())).outcome).toBe('6/38/7');
   });
 

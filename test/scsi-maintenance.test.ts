@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { CommandEntry } from '../lib/scsi/command-spec.js';
 import { blockCommands } from '../lib/scsi/commands/index.js';
 import type { PortGroup, PortGroups } from '../lib/scsi/index.js';
@@ -190,25 +190,25 @@ describe('target port groups', () => {
 });
 
 describe('the clock', () => {
+  afterEach(() => {
+    vi.useRealTimers();
+  });
+
   test("is this machine's until it is set", async () => {
     const device = await openDevice(memory());
     const report = async () => {
       const { data } = await run(device, cdb(0xa3, 0x0f, 0, 0, 0, 0, [12, 4], 0, 0), { in: 12 });
       return { origin: data[2], time: Buffer.from(data).readUIntBE(4, 6) };
     };
-    const before = Date.now();
-    const own = await report();
-    expect(own.origin).toBe(3);
-    expect(own.time).toBeGreaterThanOrEqual(before);
+    vi.useFakeTimers({ toFake: ['Date'], now: 1_234_567_890_123 });
+    expect(await report()).toEqual({ origin: 3, time: 1_234_567_890_123 });
     const list = Buffer.alloc(12);
     list.writeUIntBE(1_000_000_000_000, 4, 6);
     const set = (out: Uint8Array) =>
       run(device, cdb(0xa4, 0x0f, 0, 0, 0, 0, [out.length, 4], 0, 0), { out });
     expect((await set(list)).outcome).toBe('GOOD');
-    const later = await report();
-    expect(later.origin).toBe(2);
-    expect(later.time).toBeGreaterThanOrEqual(1_000_000_000_000);
-    expect(later.time).toBeLessThan(1_000_000_100_000);
+    vi.setSystemTime(1_234_567_890_123 + 5000);
+    expect(await report()).toEqual({ origin: 2, time: 1_000_000_005_000 });
     expect((await set(list.subarray(0, 11))).outcome).toBe('5/1a/0');
   });
 });

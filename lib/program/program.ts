@@ -93,7 +93,7 @@ export class Program {
   }
 
   #toldLately(message: string): boolean {
-    const now = Date.now();
+    const now = performance.now();
     for (const [old, at] of this.#told) if (now - at >= REPEAT_AFTER_MS) this.#told.delete(old);
     if (this.#told.has(message)) return true;
     this.#told.set(message, now);

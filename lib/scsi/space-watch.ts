@@ -39,7 +39,7 @@ export class SpaceWatch {
   /** After a change of the disk's contents. */
   changed(): void {
     if (!this.#unit.modePages.thresholdsEnabled || this.#looking) return;
-    const now = Date.now();
+    const now = performance.now();
     if (now - this.#lastLook < INTERVAL_MS) return;
     this.#lastLook = now;
     this.look();

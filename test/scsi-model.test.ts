@@ -14,6 +14,7 @@ import {
   StoreMiddleware,
   statistics,
 } from '../lib/store/index.js';
+import { cases } from './cases.js';
 import {
   asynchronous,
   BareStore,
@@ -189,19 +190,15 @@ class Model {
 }
 
 describe('a disk behaves as a row of bytes', () => {
-  test.each(shapes)(
-    '%s',
-    async (_, blockSize, make) => {
-      await fc.assert(
-        fc.asyncProperty(fc.array(step, { minLength: 1, maxLength: 40 }), async (steps) => {
-          const store = make();
-          const model = new Model(await openDevice(store), blockSize, store.unmap !== undefined);
-          for (const action of steps) await model.apply(action);
-          await model.compareAll();
-        }),
-        { numRuns: 60, seed: 20261122 },
-      );
-    },
-    60_000,
-  );
+  test.each(shapes)('%s', async (_, blockSize, make) => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { minLength: 1, maxLength: 40 }), async (steps) => {
+        const store = make();
+        const model = new Model(await openDevice(store), blockSize, store.unmap !== undefined);
+        for (const action of steps) await model.apply(action);
+        await model.compareAll();
+      }),
+      cases(60),
+    );
+  });
 });

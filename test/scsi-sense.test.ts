@@ -11,6 +11,7 @@ import {
   sense,
   toSense,
 } from '../lib/scsi/index.js';
+import { cases } from './cases.js';
 
 const codeOf = (error: SenseError) => [error.key, error.asc, error.ascq];
 const system = (code: string) => Object.assign(new Error(code), { code, errno: -1 });
@@ -103,7 +104,7 @@ describe('encoding', () => {
           expect(defined(decodeSense(encodeSense(value, format)))).toEqual(defined(value));
         },
       ),
-      { numRuns: 2000 },
+      cases(2000),
     );
   });
 
@@ -113,7 +114,7 @@ describe('encoding', () => {
         const value = decodeSense(bytes);
         expect(value === undefined || value.key <= 15).toBe(true);
       }),
-      { numRuns: 20_000 },
+      cases(20_000),
     );
     expect(decodeSense(new Uint8Array(0))).toBeUndefined();
     expect(decodeSense(Uint8Array.of(0x70))).toBeUndefined();

@@ -5,6 +5,7 @@ import { BufferError } from '../lib/errors.js';
 import type { BackingFile } from '../lib/io/backing-file.js';
 import { MemoryDataIn, MemoryDataOut } from '../lib/store/index.js';
 import { firstDifference, isZero } from '../lib/store/memory-data.js';
+import { cases } from './cases.js';
 
 const bytes = (...values: number[]) => Uint8Array.from(values);
 const outOfRange = { code: 'ERR_TCMU_BUFFER_RANGE' };
@@ -122,6 +123,7 @@ test('isZero and firstDifference agree with a loop', () => {
       expect(isZero(value)).toBe(value.every((byte) => byte === 0));
       expect(new MemoryDataOut(value).isZero()).toBe(value.every((byte) => byte === 0));
     }),
+    cases(100),
   );
   fc.assert(
     fc.property(sparse, fc.nat(10), fc.nat(50), (value, at, flipped) => {
@@ -130,5 +132,6 @@ test('isZero and firstDifference agree with a loop', () => {
       if (flipped < part.length) (part[flipped] as number) ^= 1;
       expect(firstDifference(value, start, part)).toBe(flipped < part.length ? flipped : -1);
     }),
+    cases(100),
   );
 });

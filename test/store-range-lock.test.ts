@@ -2,6 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type HeldRange, RangeLock } from '../lib/store/range-lock.js';
+import { cases } from './cases.js';
 
 /** What `acquire` answered: the range when it was granted at once. */
 function attempt(lock: RangeLock, start: number, end: number, exclusive: boolean) {
@@ -88,7 +89,7 @@ describe('RangeLock', () => {
         );
         expect(lock.contended).toBe(false);
       }),
-      { numRuns: 100 },
+      cases(100),
     );
   });
 });

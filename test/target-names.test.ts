@@ -14,6 +14,7 @@ import {
   checkWwn,
   portalName,
 } from '../lib/target/names.js';
+import { cases } from './cases.js';
 
 function refusal(check: () => unknown): string {
   try {
@@ -61,6 +62,7 @@ describe('backstore name', () => {
         expect(Buffer.byteLength(name)).toBeLessThanOrEqual(255);
         expect(Buffer.from(name).toString()).toBe(name);
       }),
+      cases(100),
     );
   });
 });

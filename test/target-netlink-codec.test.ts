@@ -14,6 +14,7 @@ import {
   encodeReplySwitch,
   type TcmuEvent,
 } from '../lib/target/netlink-codec.js';
+import { cases } from './cases.js';
 import { eventMessage, familyAnswer } from './target-fake-netlink.js';
 
 const bytes = fc.uint8Array({ maxLength: 64 });
@@ -36,6 +37,7 @@ describe('messages', () => {
         const datagram = new Uint8Array(Buffer.concat(messages.map(encodeMessage)));
         expect(decodeMessages(datagram)).toEqual(messages);
       }),
+      cases(100),
     );
   });
 
@@ -52,7 +54,7 @@ describe('messages', () => {
           expect(payload.byteOffset + payload.length).toBeLessThanOrEqual(32 + datagram.length);
         }
       }),
-      { numRuns: 500 },
+      cases(500),
     );
   });
 
@@ -77,7 +79,7 @@ describe('messages', () => {
           decodeAll(broken.subarray(0, length));
         },
       ),
-      { numRuns: 2000 },
+      cases(2000),
     );
   });
 
@@ -107,6 +109,7 @@ describe('attributes', () => {
       fc.property(unique, (attributes) => {
         expect([...decodeAttributes(encodeAttributes(attributes))]).toEqual(attributes);
       }),
+      cases(100),
     );
   });
 

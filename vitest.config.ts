@@ -6,6 +6,9 @@ export default defineConfig({
     include: ['test/*.test.ts'],
     // The addon keeps state per environment, and some tests end workers and processes: forks isolate.
     pool: 'forks',
-    testTimeout: 20_000,
+    // Only what hangs may reach these: a machine that is busy with other work takes many times as long.
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
+    expect: { poll: { timeout: 60_000, interval: 5 } },
   },
 });

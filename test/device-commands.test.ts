@@ -270,7 +270,7 @@ describe('bytes a handler did not write', () => {
 describe('giving up', () => {
   it('aborts the signal on ABORT TASK, and completes all the same', async () => {
     const reasons: unknown[] = [];
-    const { sim } = await serve(async (command) => {
+    const { sim, device } = await serve(async (command) => {
       await new Promise<void>((resolve) =>
         command.signal.addEventListener('abort', () => {
           reasons.push(command.signal.reason);
@@ -280,7 +280,7 @@ describe('giving up', () => {
       command.complete(Status.TASK_ABORTED);
     });
     const result = sim.submit({ cdb: TEST_UNIT_READY });
-    await sleep(20);
+    await expect.poll(() => device.inFlight).toBe(1);
     expect(sim.abort(result)).toBe(true);
     expect((await result).status).toBe(Status.TASK_ABORTED);
     expect((reasons[0] as TcmuError).code).toBe('ERR_TCMU_COMMAND_ABORTED');
@@ -318,7 +318,7 @@ describe('giving up', () => {
   it('does not start a command that was aborted while it waited for its turn', async () => {
     let started = 0;
     const gate: Command[] = [];
-    const { sim } = await serve(
+    const { sim, device } = await serve(
       (command) => {
         started++;
         gate.push(command);
@@ -328,10 +328,9 @@ describe('giving up', () => {
     );
     const first = sim.submit({ cdb: TEST_UNIT_READY });
     const second = sim.submit({ cdb: TEST_UNIT_READY });
-    while (gate.length < 1) await sleep(1);
-    await sleep(20);
+    await expect.poll(() => device.inFlight).toBe(2);
     sim.abort(second);
-    await sleep(20);
+    await expect.poll(() => device.stats().tmrs).toBe(1);
     (gate[0] as Command).complete();
     expect((await first).status).toBe(Status.GOOD);
     expect((await second).status).toBe(Status.TASK_ABORTED);
@@ -444,13 +443,17 @@ describe('close', () => {
 
   it('calls the handler open before the first command and close after the last', async () => {
     const calls: string[] = [];
+    let finish = () => {};
+    const finished = new Promise<void>((resolve) => {
+      finish = resolve;
+    });
     const sim = new SimulatedDevice({});
     opened.push(() => sim.close());
     const device = await Device.open(sim.open(), {
       handler: {
         open: async () => void calls.push('open'),
         handle: async (command) => {
-          await sleep(300);
+          await finished;
           calls.push('handle');
           command.complete();
         },
@@ -458,8 +461,11 @@ describe('close', () => {
       },
     });
     const result = sim.submit({ cdb: TEST_UNIT_READY });
-    await expect.poll(() => device.inFlight, { interval: 1 }).toBe(1);
-    await device.close();
+    await expect.poll(() => device.inFlight).toBe(1);
+    const closing = device.close();
+    await sleep(20);
+    finish();
+    await closing;
     await result;
     expect(calls).toEqual(['open', 'handle', 'close']);
   });

@@ -210,7 +210,7 @@ describe('an operation that holds the pointer', () => {
       });
     });
     const result = sim.submit({ cdb: read10(1), dataInLength: 512 });
-    await sleep(30);
+    await expect.poll(() => device.inFlight).toBe(1);
     await expect(device.close({ deadline: 20 })).rejects.toThrow(
       expect.objectContaining({ code: 'ERR_TCMU_MAPPING_LEAKED' }),
     );
@@ -244,6 +244,7 @@ describe('a buffer that escapes', () => {
       command.complete();
     });
     const { status } = await sim.submit({ cdb: read10(1), dataInLength: 512 });
+    if (escaped) await expect.poll(() => errors).not.toEqual([]);
     await sleep(20);
     return { escaped, status, codes: errors.map((error) => (error as { code?: string }).code) };
   }

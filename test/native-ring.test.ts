@@ -346,8 +346,9 @@ test('a reset of the ring is an event, and old commands are answered to nobody',
   kernel.setData(0, bytes(512, 0xaa));
   kernel.queue({ id: 2, pieces: [[0, 512]] });
   kernel.ring();
+  const after = () => seen.batches.flat().slice(seen.batches.flat().indexOf(EVENT_RESET) + 1);
   await until(() => seen.batches.flat().includes(EVENT_RESET), 'the reset');
-  await settle();
+  await until(() => after().length === 1, 'the command behind it');
   complete(ring, 1, { zeroFrom: 0 });
   ring.flush();
   expect(kernel.collect()).toEqual([]);
@@ -383,6 +384,7 @@ test('stop and close from inside a dispatch', async () => {
   kernel.queue({ id: 1 });
   kernel.queue({ id: 2 });
   kernel.ring();
+  await until(() => seen.batches.length > 0, 'a batch');
   await settle();
   expect(seen.batches.length).toBe(1);
   expect(kernel.collect()).toMatchObject([{ id: 1 }]);

@@ -109,17 +109,17 @@ describe('a store behind the simulated kernel', () => {
 
   test('close waits for what is in flight', async () => {
     const store = new MemoryStore({ size: MiB });
-    let release = (): void => {};
+    let release: (() => void) | undefined;
     store.read = () =>
       new Promise<void>((resolve) => {
         release = resolve;
       });
     const slow = await simulate(store);
     const reading = slow.read(0, 1);
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    await expect.poll(() => release).toBeDefined();
     const closing = slow.close();
     await expect(slow.read(0, 1)).rejects.toMatchObject({ key: 5, asc: 0x25 });
-    release();
+    release?.();
     expect(await reading).toEqual(new Uint8Array(512));
     await closing;
     expect(slow.device.closed).toBe(true);
@@ -145,7 +145,7 @@ describe('a Device over the simulated kernel', () => {
       code: 'ERR_TCMU_DEVICE_BUSY',
     });
     const pending = kernel.submit({ cdb: [0] });
-    await vi.waitFor(() => expect(stuck.inFlight).toBe(1));
+    await expect.poll(() => stuck.inFlight).toBe(1);
     await stuck.close({ deadline: 0 });
     expect((await pending).status).toBe(8);
     const next = await Device.open(kernel.open(), { handler: { handle: (c) => c.complete() } });

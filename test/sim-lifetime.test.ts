@@ -26,7 +26,7 @@ const PRELUDE = `
 function run(script: string): { output: string; status: number | null; signal: string | null } {
   const { stdout, stderr, status, signal } = spawnSync(process.execPath, ['-e', PRELUDE + script], {
     encoding: 'utf8',
-    timeout: 15_000,
+    timeout: 100_000,
   });
   return { output: stdout + stderr, status, signal };
 }

@@ -473,9 +473,9 @@ describe('bad requests', () => {
 });
 
 describe('ends', () => {
-  async function heldDisk(options: { commandTimeout?: number } = {}) {
+  async function heldDisk() {
     const store = new Held();
-    const disk = await simulate(store, options);
+    const disk = await simulate(store);
     ends.push(() => disk.close());
     return { store, disk, server: await serve(disk) };
   }
@@ -550,9 +550,12 @@ describe('ends', () => {
   });
 
   test('a handler that never answers: the command time-out does', async () => {
-    const { server, store } = await heldDisk({ commandTimeout: 50 });
+    const { server, store, disk } = await heldDisk();
     const client = await connect(server);
+    // Not before: a slow machine must not fail what connecting asks.
+    disk.kernel.setAttributes({ commandTimeout: 50 });
     await expect(client.read(0, 512)).rejects.toMatchObject({ errno: 'EIO' });
+    await until(() => store.waiting.length === 1);
     for (const answer of store.waiting) answer();
   });
 

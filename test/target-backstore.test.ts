@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { ArgumentError, TargetError } from '../lib/errors.js';
 import { type BackstoreOptions, createBackstore, openBackstore } from '../lib/target/backstore.js';
 import { TargetHost } from '../lib/target/host.js';
@@ -13,8 +13,16 @@ beforeEach(() => {
   kernel = new FakeKernel();
 });
 afterEach(() => {
+  vi.useRealTimers();
   kernel.destroy();
 });
+
+/** Instead of the kernel that is there, one whose device nodes are not waited for long. */
+function lackNodes(): void {
+  kernel.destroy();
+  kernel = new FakeKernel({ deviceTimeout: 50 });
+  kernel.makesNodes = false;
+}
 
 function options(more: Partial<BackstoreOptions> = {}): BackstoreOptions {
   return { name: 'disk0', size: 64 * MIB, config: 'file//srv/disk0', host: kernel.host, ...more };
@@ -303,10 +311,17 @@ describe('createBackstore', () => {
   });
 
   it('gives up on a kernel that does not come back, and keeps its hands off', async () => {
-    kernel.destroy();
-    kernel = new FakeKernel({ callTimeout: 500 });
-    kernel.failures = ({ path }) => (path.endsWith('/enable') ? 'hang' : undefined);
-    const error = await failure(createBackstore(options()));
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    let hangs = false;
+    kernel.failures = ({ path }) => {
+      if (!path.endsWith('/enable')) return undefined;
+      hangs = true;
+      return 'hang';
+    };
+    const failing = failure(createBackstore(options()));
+    while (!hangs) await new Promise(setImmediate);
+    vi.advanceTimersByTime(kernel.host.callTimeout);
+    const error = await failing;
     expect(error.code).toBe('ERR_TCMU_TARGET_STUCK');
     expect(error.message).toContain('rescueNetlink()');
     expect(error.message).toContain(`remove ${kernel.path('core/user_0/disk0')}`);
@@ -314,7 +329,7 @@ describe('createBackstore', () => {
   });
 
   it('says how to make a node that does not appear', async () => {
-    kernel.makesNodes = false;
+    lackNodes();
     const error = await failure(createBackstore(options()));
     expect(error.code).toBe('ERR_TCMU_TARGET_NO_DEVICE');
     expect(error.message).toContain(`mknod ${kernel.root}/dev/uio0 c 252 0`);
@@ -322,7 +337,7 @@ describe('createBackstore', () => {
   });
 
   it("does not take another device's node for its own", async () => {
-    kernel.makesNodes = false;
+    lackNodes();
     kernel.nodes.set('uio0', '10:0');
     expect((await failure(createBackstore(options()))).code).toBe('ERR_TCMU_TARGET_NO_DEVICE');
   });

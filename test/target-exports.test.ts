@@ -111,6 +111,9 @@ describe('loopback', () => {
   });
 
   it('says how to make the node of a disk', async () => {
+    kernel.destroy();
+    kernel = new FakeKernel({ deviceTimeout: 50 });
+    backstore = await make('disk0');
     kernel.makesNodes = false;
     const error = await failure(attachLoopback(backstore, { wwn: WWN }));
     expect(error.message).toContain(`mknod ${kernel.root}/dev/sda b 8 0`);

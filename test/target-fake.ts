@@ -150,8 +150,9 @@ export class FakeKernel {
       configfs: this.configfs,
       sysfs: join(this.root, 'sys'),
       dev: join(this.root, 'dev'),
-      deviceTimeout: 100,
-      callTimeout: 10_000,
+      // A busy machine must not miss them; who waits for one in vain passes a shorter one.
+      deviceTimeout: 60_000,
+      callTimeout: 60_000,
       calls: async () => calls,
       ...options,
     });

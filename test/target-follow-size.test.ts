@@ -52,11 +52,11 @@ describe('followSize', () => {
     await follow(disk);
     await announce(4 * MiB, 'other');
     await announce(2 * MiB);
-    await vi.waitFor(() => expect(disk.asked).toEqual([2 * MiB]));
+    await expect.poll(() => disk.asked).toEqual([2 * MiB]);
     // What the disk did by itself is announced too.
     await announce(2 * MiB);
     await announce(3 * MiB);
-    await vi.waitFor(() => expect(disk.asked).toEqual([2 * MiB, 3 * MiB]));
+    await expect.poll(() => disk.asked).toEqual([2 * MiB, 3 * MiB]);
     expect(problems).toEqual([]);
   });
 
@@ -65,7 +65,7 @@ describe('followSize', () => {
     await follow(disk);
     await backstore.resize(MiB / 2);
     await announce(MiB / 2);
-    await vi.waitFor(async () => expect(await sizeTold()).toBe(MiB));
+    await expect.poll(sizeTold).toBe(MiB);
     expect(problems.map(({ message }) => message)).toEqual([
       'd was not resized through configfs: would cut data off',
     ]);

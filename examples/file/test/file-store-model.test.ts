@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { FileStore } from '../src/file-store.js';
-import { folders, readAll, request, scratch, write } from './util.js';
+import { cases, folders, readAll, request, scratch, write } from './util.js';
 
 const BLOCK = 512;
 const BLOCKS = 256;
@@ -81,7 +81,7 @@ describe.each(folders)('a disk in %s', (folder) => {
           await store.close();
         },
       ),
-      { numRuns: 100 },
+      cases(100),
     );
-  }, 60_000);
+  });
 });

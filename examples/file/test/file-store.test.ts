@@ -710,7 +710,7 @@ describe('a file that others change', () => {
     const path = fresh();
     const { store, warnings } = await open(path, { size: 64 * 1024 });
     truncateSync(path, 4096);
-    await vi.waitFor(() => expect(warnings).toHaveLength(1), 5000);
+    await expect.poll(() => warnings).toHaveLength(1);
     expect(store.fileMap).toMatchObject({ readable: 4096, writable: 4096 });
     expect(await failure(() => write(store, 8192, Buffer.alloc(512)))).toMatchObject(WRITE_ERROR);
     truncateSync(path, 64 * 1024);
@@ -722,7 +722,7 @@ describe('a file that others change', () => {
     const { store, warnings } = await open(path, { size: 64 * 1024 });
     await write(store, 0, Buffer.alloc(512, 1));
     unlinkSync(path);
-    await vi.waitFor(() => expect(warnings).toHaveLength(1), 5000);
+    await expect.poll(() => warnings).toHaveLength(1);
     await store.flush();
     expect(warnings).toEqual([expect.stringMatching(/was deleted.*copy \/proc\/\d+\/fd\/\d+/)]);
     const rescued = /\/proc\/\d+\/fd\/\d+/.exec(warnings[0] as string)?.[0] as string;

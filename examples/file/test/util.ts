@@ -19,6 +19,13 @@ export function scratch(parent = tmpdir()): string {
   return dir;
 }
 
+/** How a property is run, as in the package's own test/cases.ts. */
+export function cases(numRuns: number): { numRuns: number; seed?: number } {
+  return process.env['TCMU_TEST_RANDOM'] === '1'
+    ? { numRuns: 10 * numRuns }
+    : { numRuns, seed: 20261123 };
+}
+
 /** A request as the SCSI layer makes it. */
 export function request(options: { fua?: boolean; mayUnmap?: boolean; signal?: AbortSignal } = {}) {
   const { fua = false, mayUnmap = false, signal = new AbortController().signal } = options;

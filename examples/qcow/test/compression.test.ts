@@ -6,7 +6,7 @@ import { deflateRawSync } from 'node:zlib';
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { codecFor } from '../src/compression/index.js';
-import { failure, KiB, MiB, qemuImg, qemuIo, scratch } from './util.js';
+import { cases, failure, KiB, MiB, qemuImg, qemuIo, scratch } from './util.js';
 
 const dir = scratch();
 
@@ -101,7 +101,7 @@ describe.each([
           expect(error).toMatchObject({ code: 'ERR_TCMU_QCOW_CORRUPT' });
         }
       }),
-      { numRuns: 300 },
+      cases(300),
     );
   });
 });

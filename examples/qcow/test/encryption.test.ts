@@ -13,7 +13,7 @@ import {
   removeLuksKey,
 } from '../src/encryption/luks.js';
 import { sectorCipher } from '../src/encryption/sector-cipher.js';
-import { failure, KiB, qemuImg, qemuIo, scratch } from './util.js';
+import { cases, failure, KiB, qemuImg, qemuIo, scratch } from './util.js';
 
 const dir = scratch();
 const CLUSTER = 64 * KiB;
@@ -279,7 +279,7 @@ describe('hostile LUKS headers', async () => {
           expect((error as { code: string }).code).toMatch(/^ERR_TCMU_QCOW_(FORMAT|UNSUPPORTED)$/);
         }
       }),
-      { numRuns: 500 },
+      cases(500),
     );
   });
 });

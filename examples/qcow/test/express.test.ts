@@ -20,7 +20,7 @@ import { type SimulatedDisk, simulate } from 'tcmu/sim';
 import { MemoryDataIn, MemoryDataOut } from 'tcmu/store';
 import { afterEach, describe, expect, test } from 'vitest';
 import { checkImage, createImage, QcowStore, type QcowStoreOptions } from '../src/index.js';
-import { dirtyParts, KiB, MiB, qemuImg, qemuIo, scratch } from './util.js';
+import { cases, dirtyParts, KiB, MiB, qemuImg, qemuIo, scratch } from './util.js';
 
 const SECTOR = 512;
 const dir = scratch(existsSync('/dev/shm') ? '/dev/shm' : undefined);
@@ -656,7 +656,7 @@ describe('with and without the lane', () => {
         expect(slow.carried).toBe(0);
         expect(await checkImage(fast.path)).toMatchObject({ errors: 0, leaks: 0 });
       }),
-      { numRuns: 8 },
+      cases(8),
     );
     for (const path of last) qemuImg('check', path);
     qemuImg('compare', ...last);

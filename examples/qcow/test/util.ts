@@ -16,6 +16,13 @@ export function scratch(parent = tmpdir()): string {
   return dir;
 }
 
+/** How a property is run, as in the package's own test/cases.ts. */
+export function cases(numRuns: number): { numRuns: number; seed?: number } {
+  return process.env['TCMU_TEST_RANDOM'] === '1'
+    ? { numRuns: 10 * numRuns }
+    : { numRuns, seed: 20261123 };
+}
+
 /** Standard output of qemu-img. @throws when it fails */
 export function qemuImg(...args: string[]): string {
   return execFileSync('qemu-img', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });

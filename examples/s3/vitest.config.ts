@@ -6,6 +6,9 @@ export default defineConfig({
     // One radosgw for all files; tests have buckets of their own in it.
     globalSetup: ['test/support/global-setup.ts'],
     pool: 'forks',
-    testTimeout: 30_000,
+    // Only what hangs may reach these: a machine that is busy with other work takes many times as long.
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
+    expect: { poll: { timeout: 60_000 } },
   },
 });

@@ -136,7 +136,7 @@ describe('a checkpoint', () => {
     const sum = during.reduce((total, count) => total + count, 0);
     expect(sum / during.length).toBeLessThanOrEqual(1);
     // It goes on, and ends when nobody waits any more.
-    await expect.poll(() => disk.statistics().checkpoints, { timeout: 20_000 }).toBeGreaterThan(0);
+    await expect.poll(() => disk.statistics().checkpoints).toBeGreaterThan(0);
     await disk.close();
   });
 

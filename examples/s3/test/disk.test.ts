@@ -253,7 +253,7 @@ describe('a disk', () => {
     const kept = await S3Disk.open(bucket.connect(), PREFIX, { ...options, snapshot: 'kept' });
     expect((await readAll(kept, size - 4096, 4096))[0]).toBe(7);
     await kept.close();
-  }, 20_000);
+  });
 
   describe('discarded as a whole', () => {
     const size = 24 * MiB;

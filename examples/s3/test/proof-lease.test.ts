@@ -89,7 +89,7 @@ describe.each(serverKinds)('on %s', (kind) => {
 
     it('while it writes', async () => {
       await expectSilence(await replace());
-    }, 60_000);
+    });
 
     it('while it is stopped, and goes on when the other one is open', async () => {
       old.stop();
@@ -97,7 +97,7 @@ describe.each(serverKinds)('on %s', (kind) => {
       await pause(200);
       old.goOn();
       await expectSilence(opened);
-    }, 60_000);
+    });
 
     it('while its requests take longer than its lease', async () => {
       proxy.plan = () => ({ kind: 'delay', ms: 700 });
@@ -106,6 +106,6 @@ describe.each(serverKinds)('on %s', (kind) => {
       expect(acknowledged().filter((at) => at > opened)).toEqual([]);
       proxy.plan = () => undefined;
       await expectSilence(opened);
-    }, 60_000);
+    });
   });
 });

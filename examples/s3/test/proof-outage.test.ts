@@ -95,7 +95,7 @@ async function flushedAtLast(): Promise<void> {
       () => true,
       () => false,
     );
-  await expect.poll(flushed, { timeout: 25_000 }).toBe(true);
+  await expect.poll(flushed).toBe(true);
 }
 
 /** The disk of another process, which sees only what is in the bucket. */
@@ -160,14 +160,10 @@ describe('an outage', () => {
     await write(0, 1);
     proxy.outage();
     expect(await failure(() => disk.flush())).toBe(becomingReady);
-    await expect
-      .poll(() => log.filter((line) => line.startsWith('warning')).length, { timeout: 10_000 })
-      .toBe(1);
+    await expect.poll(() => log.filter((line) => line.startsWith('warning')).length).toBe(1);
     expect(log.join('\n')).toContain(bucket);
     proxy.restore();
-    await expect
-      .poll(() => log.some((line) => line.includes('answers again')), { timeout: 20_000 })
-      .toBe(true);
+    await expect.poll(() => log.some((line) => line.includes('answers again'))).toBe(true);
   });
 });
 
@@ -215,7 +211,7 @@ describe('a server that', () => {
     server.buckets.delete(bucket);
     await write(16, 16);
     expect(await failure(() => disk.flush())).toMatch(intervention);
-    await expect.poll(() => log.join('\n'), { timeout: 10_000 }).toContain(bucket);
+    await expect.poll(() => log.join('\n')).toContain(bucket);
     server.buckets.set(bucket, lost);
     await flushedAtLast();
     await expectDurable();

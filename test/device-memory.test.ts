@@ -275,9 +275,9 @@ describe('a buffer that escapes', () => {
 describe('in a process of its own', () => {
   const fixture = (name: string) => fileURLToPath(new URL(`fixtures/${name}`, import.meta.url));
   const run = (name: string, ...args: string[]) =>
-    spawnSync(process.execPath, [...args, fixture(name)], { encoding: 'utf8', timeout: 120_000 });
+    spawnSync(process.execPath, [...args, fixture(name)], { encoding: 'utf8', timeout: 600_000 });
 
-  it('memory stays flat over a million commands', { timeout: 150_000 }, () => {
+  it('memory stays flat over a million commands', { timeout: 610_000 }, () => {
     const { stdout, stderr, status } = run('million-commands.mjs', '--expose-gc');
     expect([status, stderr]).toEqual([0, '']);
     const { commands, early, late } = JSON.parse(stdout);
@@ -286,13 +286,13 @@ describe('in a process of its own', () => {
     expect(late - early).toBeLessThan(12 * 1024 * 1024);
   });
 
-  it('a worker may be terminated under I/O, again and again', { timeout: 60_000 }, () => {
+  it('a worker may be terminated under I/O, again and again', () => {
     const { stdout, stderr, status } = run('terminate-workers.mjs');
     expect([status, stderr]).toEqual([0, '']);
     expect(stdout).toBe('20 workers terminated, 20 served again\n');
   });
 
-  it('a process may exit under I/O', { timeout: 60_000 }, () => {
+  it('a process may exit under I/O', () => {
     for (let i = 0; i < 5; i++) {
       const { stdout, stderr, status } = run('exit-under-load.mjs');
       expect([status, stderr, stdout]).toEqual([7, '', 'leaving with I/O in flight\n']);

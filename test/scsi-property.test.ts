@@ -217,7 +217,7 @@ describe('any command', () => {
       );
       expect(missed.map(({ spec }) => spec.name)).toEqual([]);
     },
-    120_000,
+    600_000,
   );
 
   const odd: unknown[] = [undefined, null, 0, 'text', Symbol('odd'), {}, new Error('odd')];
@@ -264,7 +264,7 @@ describe('any command', () => {
       device = await openDevice(store, OPTIONS);
       expect(await writeEverything(device)).toBe('GOOD');
     },
-    120_000,
+    600_000,
   );
 });
 

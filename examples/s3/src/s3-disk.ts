@@ -575,7 +575,7 @@ export class S3Disk implements BlockStore {
   /** Until the log is short enough; a failure is told, and met again at the next segment. */
   async #maintain(): Promise<void> {
     try {
-      while (this.#logFull && !this.#closed) {
+      while ((this.#logFull || this.#checkpointer?.isUnderWay) && !this.#closed) {
         if (!(await this.#runCheckpoint(false))) return;
       }
     } catch (error) {
@@ -595,19 +595,25 @@ export class S3Disk implements BlockStore {
     return this.#inTurn(async () => {
       const result = await this.#checkpointer?.run(all);
       if (result === undefined) return false;
-      this.#measureLog();
-      this.#pace.free();
+      if (result.isDone) {
+        this.#measureLog();
+        this.#pace.free();
+        this.#counts.checkpoints++;
+      }
       this.#indexSealed = Math.min(this.#indexSealed, this.#image.index.bytes);
-      this.#counts.checkpoints++;
       this.#counts.chunksWritten += result.chunksWritten;
       this.#counts.bytesRelocated += result.bytesRelocated;
-      this.#counts.objectsCollected += await collectSuperseded(
-        this.#requests,
-        this.prefix,
-        result.superseded,
-      );
+      if (result.superseded !== undefined) {
+        this.#counts.objectsCollected += await collectSuperseded(
+          this.#requests,
+          this.prefix,
+          result.superseded,
+        );
+      }
       return true;
-    }).finally(() => this.#pace.end());
+    }).finally(() => {
+      if (this.#checkpointer?.isUnderWay !== true) this.#pace.end();
+    });
   }
 
   #writable(operation: string): LogWriter {
@@ -947,15 +953,15 @@ export class S3Disk implements BlockStore {
   }
 
   /**
-   * Everything written so far into chunks: the log is empty then, and snapshots cost least. What is not in memory of the log is loaded
-   * at once, up to all of `logLimit`, so that each chunk is written once.
+   * Everything written so far into chunks: the log is empty then, and snapshots cost least.
    */
   async checkpoint(): Promise<void> {
     const log = this.#writable('checkpoint');
     await log.flush();
+    const { durable } = log;
     this.#wanted++;
     try {
-      await this.#runCheckpoint(true);
+      while (this.manifest.cut < durable && (await this.#runCheckpoint(true)));
     } finally {
       this.#wanted--;
     }

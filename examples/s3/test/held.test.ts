@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Memory of segments is used again, but not while a checkpoint makes chunks of what is in it. */
 import { expect, it } from 'vitest';
-import { create, KiB, MiB, open, readAll, write } from './support/disk.js';
+import { create, homeIn, KiB, MiB, open, readAll, write } from './support/disk.js';
 import { type Fate, MemoryBucket } from './support/memory-objects.js';
+import { randomNumbers } from './support/random.js';
 
 it.each([
   ['in memory', MiB],
@@ -88,4 +89,48 @@ it('a checkpoint of all that was written writes each chunk once, however scatter
     );
   }
   await disk.close();
+});
+
+it('an automatic checkpoint of a log that is not in memory writes each chunk once, and takes no more memory for that', async () => {
+  const bucket = new MemoryBucket();
+  const size = 48 * MiB;
+  const piece = 64 * KiB;
+  const logLimit = 80 * MiB;
+  await create(bucket.connect(), { size, chunkSize: MiB, frameSize: 64 * KiB });
+  const limits = { segmentSize: MiB, dirtyLimit: 4 * MiB, cacheSize: MiB, logLimit };
+  const disk = await open(bucket.connect(), limits);
+  const home = homeIn(bucket);
+  const written = new Map<string, number>();
+  let most = 0;
+  bucket.fate = async (operation, key): Promise<Fate> => {
+    const { logBytesInMemory, checkpointBytes, dirtyBytes } = disk.statistics();
+    most = Math.max(most, logBytesInMemory + checkpointBytes - dirtyBytes);
+    const chunk = key.startsWith(`${home}/c/`) ? key.slice(home.length).split('.')[0] : undefined;
+    const isFirst = disk.statistics().checkpoints === 0;
+    if (operation === 'put' && chunk && isFirst) written.set(chunk, (written.get(chunk) ?? 0) + 1);
+    return 'good';
+  };
+  const random = randomNumbers(5);
+  const expected = new Uint8Array(size / piece);
+  // Every chunk is in every part of the log, and goes on to be written meanwhile.
+  for (let i = 0; disk.statistics().checkpoints === 0; i++) {
+    const at = Math.floor(random() * expected.length);
+    expected[at] = 1 + (i % 255);
+    await write(disk, at * piece, Buffer.alloc(piece, 1 + (i % 255)));
+  }
+  // Of segments of a MiB, half of the log at least.
+  expect(disk.manifest.cut).toBeGreaterThan(logLimit / 2 / MiB);
+  // The others had so little in the log that it was copied to its end.
+  expect(written.size).toBeGreaterThan((size / MiB) * 0.9);
+  expect(Math.max(...written.values())).toBe(1);
+  // 16 MiB of what is loaded, a third more where all of a frame is kept, half of the cache, chunks.
+  expect(most).toBeLessThan((16 + 1 + 4 + 4) * MiB);
+  for (const [at, value] of expected.entries()) {
+    expect((await readAll(disk, at * piece, piece)).every((byte) => byte === value)).toBe(true);
+  }
+  await disk.close();
+  const reader = await open(bucket.connect(), { mode: 'follow' });
+  const all = await readAll(reader);
+  expect(expected.every((value, at) => all[at * piece] === value)).toBe(true);
+  await reader.close();
 });

@@ -15,7 +15,6 @@ import { ArgumentError } from 'tcmu';
 import { MemoryDataIn } from 'tcmu/store';
 import { failureKind } from '../object-store.js';
 import { BlobCodec, BlobKind, type Compression, canCompress } from './blob.js';
-import { inParallel } from './checkpoint.js';
 import { ChunkMap, encodeManifest, type Manifest, type Origin } from './chunk-map.js';
 import { Keyring } from './cipher.js';
 import { DiskError, Gone } from './errors.js';
@@ -44,6 +43,7 @@ import {
   NO_WRITER,
   type OpeningParts,
 } from './opening.js';
+import { inParallel } from './parallel.js';
 import { freePlace, honouredIn, takePlace } from './place.js';
 import {
   type DiskRecord,

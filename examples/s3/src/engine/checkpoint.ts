@@ -8,6 +8,10 @@
  * when that record is durable does anything change for readers, or is anything deleted; a crash, or
  * another writer's claim, before it leaves objects that nobody knows.
  *
+ * Each chunk is written once, however scattered the log: the chunks are gone through in the order of the disk, as many at a time as
+ * their data may take of memory (`log-loader`), and after some hundreds there is a manifest of them. The log begins later only
+ * with the last of these; who opens the disk before finds the data of those that are done in both.
+ *
  * A new version may hold newer data than the manifest's `cut`: that is harmless, because the record is
  * behind everything that was in the log when the chunk was put together, so nobody uses the manifest
  * who has not all of that too.
@@ -16,14 +20,7 @@
  * background: while somebody waits for a flush, no more than one piece is ahead of it there.
  */
 import { WIDTH } from './background.js';
-import {
-  type BlobCodec,
-  BlobKind,
-  type FrameEntry,
-  frameOffset,
-  storedLength,
-  tableEntry,
-} from './blob.js';
+import { type BlobCodec, BlobKind } from './blob.js';
 import { Buffers } from './buffers.js';
 import {
   type ChunkRef,
@@ -37,21 +34,27 @@ import {
 import type { DiskImage } from './disk-image.js';
 import type { Superseded } from './garbage.js';
 import { CHUNK_COST, RUN, RUN_COST } from './log-index.js';
+import { type LogData, LogLoader } from './log-loader.js';
 import type { LogWriter } from './log-writer.js';
-import { chunkName, leafName, manifestName, segmentName } from './names.js';
+import { chunkName, leafName, manifestName } from './names.js';
 import type { Freed, Pace } from './pace.js';
+import { inParallel } from './parallel.js';
 import type { Requests } from './requests.js';
 import { FENCE_EPOCH, framesOf } from './segment.js';
-import type { SegmentFacts } from './segment-facts.js';
 
-/** Frames of a segment that one request loads while somebody waits; otherwise all. */
-const LOAD_FRAMES = 16;
 /** Bytes copied to the end of the log at a time while somebody waits for it; two segments otherwise. */
 const RELOCATE_BYTES = 256 * 1024;
 /** Below this share of a chunk its data is rather copied to the end of the log. */
 const SPARSE_SHARE = 8;
 /** What comes after a checkpoint's chunks: leaves and manifest, the record, what isn't needed any more. */
 const LAST_STEPS = 3;
+/** Chunks from which on a manifest is written of those that are done, and that part of the leaves it names. */
+const ROUND_CHUNKS = 256;
+const ROUND_SHARE = 64;
+/** Chunks whose data is loaded at a time, at most. */
+const GROUP_CHUNKS = 4096;
+/** More of the log is taken than has to be where that makes chunks free so much more each. */
+const WORTH = 0.9;
 const FOREVER = Number.POSITIVE_INFINITY;
 
 export interface CheckpointParts {
@@ -74,17 +77,31 @@ export interface CheckpointParts {
   /** Bytes of memory of the log's index from which on a checkpoint is wanted. */
   readonly indexLimit: number;
   readonly segmentSize: number;
-  /** Bytes of segments loaded again for one checkpoint, at most, but at least one segment. */
+  /** Bytes of memory for what is loaded again of the log, at most, but at least for one chunk's. */
   readonly loadLimit: number;
 }
 
 export interface CheckpointResult {
-  readonly superseded: Superseded;
+  /** Whether the log begins later now; or else there is more to do for that. */
+  readonly isDone: boolean;
+  readonly superseded: Superseded | undefined;
   readonly chunksWritten: number;
   readonly bytesRelocated: number;
 }
 
 type Updates = Map<number, ChunkRef | undefined>;
+
+/** A checkpoint under way: all that has to be done until the log may begin at `cut`. */
+interface Sweep {
+  readonly cut: number;
+  readonly all: boolean;
+  /** Chunks whose data goes to the end of the log, and those that become new versions, in the disk's order; both without those done. */
+  readonly relocate: number[];
+  readonly destage: number[];
+  /** Of loading and of what comes after, a step a chunk each, and the rest. */
+  readonly steps: number;
+  done: number;
+}
 
 export class Checkpointer {
   readonly #parts: CheckpointParts;
@@ -92,63 +109,105 @@ export class Checkpointer {
   /** For chunks that are put together. */
   readonly #chunks: Buffers;
   #chunksTaken = 0;
-  /** Segments that were loaded again. */
-  readonly #lent: Buffer[] = [];
-  /** Of the checkpoint under way: segments to load, chunks to write, and the rest. */
-  #steps = 0;
-  #stepsDone = 0;
+  readonly #loader: LogLoader;
+  #sweep: Sweep | undefined;
 
   /** @param n the highest number any manifest has had */
   constructor(parts: CheckpointParts, n: number) {
     this.#parts = parts;
     this.#n = n;
     this.#chunks = new Buffers(parts.image.geometry.chunkSize, WIDTH);
+    this.#loader = new LogLoader(parts);
   }
 
   /** Bytes of memory, without the segments, which are the log's. */
   get bytes(): number {
-    return this.#chunksTaken * this.#chunks.size + this.#chunks.freeBytes;
+    return this.#chunksTaken * this.#chunks.size + this.#chunks.freeBytes + this.#loader.bytes;
+  }
+
+  /** Whether one has begun, and not failed, and there is more of it to do. */
+  get isUnderWay(): boolean {
+    return this.#sweep !== undefined;
   }
 
   /** Lets go of what could be used again. */
   tidy(): void {
     this.#chunks.trim(0);
+    this.#loader.tidy();
   }
 
   /**
-   * @param all everything that is durable, whatever memory that takes, instead of the oldest part
+   * Goes on with the checkpoint under way, or begins one: to the next manifest.
+   * @param all everything that is durable, instead of the oldest part
    * @returns undefined when there was nothing to do
-   * @throws DiskError `fenced`, `damaged`, `closed`; ObjectStoreError
+   * @throws DiskError `fenced`, `damaged`, `closed`; ObjectStoreError. What was done up to the manifest before stays done
    */
   async run(all: boolean): Promise<CheckpointResult | undefined> {
     const { image, log } = this.#parts;
-    const cut = this.#chooseCut(all);
-    if (cut <= image.map.manifest.cut || image.segments.size === 0) return undefined;
+    if (this.#sweep === undefined || (all && !this.#sweep.all)) {
+      const cut = this.#chooseCut(all);
+      if (cut <= image.map.manifest.cut || image.segments.size === 0) return undefined;
+      this.#sweep = this.#begin(cut, all);
+    }
+    const sweep = this.#sweep;
     try {
-      return await log.holding(cut, () => this.#run(cut, all));
-    } finally {
-      this.#takeBack();
+      const result = await log.holding(sweep.cut, () => this.#round(sweep));
+      if (result.isDone) this.#sweep = undefined;
+      return result;
+    } catch (error) {
+      this.#sweep = undefined;
+      throw error;
     }
   }
 
-  /** Whatever was loaded: nobody looks at it any more. */
-  #takeBack(): void {
-    for (const payload of this.#lent.splice(0)) this.#parts.log.takeBack(payload);
-  }
-
-  async #run(cut: number, all: boolean): Promise<CheckpointResult> {
-    const { image, log, epoch, writer } = this.#parts;
+  async #round(sweep: Sweep): Promise<CheckpointResult> {
+    const { image } = this.#parts;
+    const { cut, relocate, destage } = sweep;
     // Never the same number twice: names are not used again.
     const n = ++this.#n;
-    const freed = this.#freed(cut);
-    const { destage, relocate, appended } = this.#plan(cut, all, freed);
-    this.#begin(cut, freed, appended, destage.length + relocate.length);
-    const loaded = await this.#load(cut);
-    const bytesRelocated = await this.#relocate(relocate, cut, loaded);
-    const updates = await this.#destage(destage, n, loaded);
-    loaded.clear();
-    this.#takeBack();
+    const updates: Updates = new Map();
+    let bytesRelocated = 0;
+    const most = Math.max(ROUND_CHUNKS, image.map.manifest.leaves.size / ROUND_SHARE);
+    for (let chunks = 0; chunks < most && relocate.length + destage.length > 0; ) {
+      const isMoved = relocate.length > 0;
+      const group = this.#group(isMoved ? relocate : destage, cut);
+      chunks += group.length;
+      const { done } = sweep;
+      try {
+        const data = await this.#loader.load(group, cut, (share) => {
+          this.#advance(sweep, done + share * group.length);
+        });
+        this.#advance(sweep, done + group.length);
+        if (isMoved) bytesRelocated += await this.#relocate(group, sweep, data);
+        else await this.#destage(group, sweep, n, data, updates);
+      } finally {
+        this.#loader.release();
+      }
+    }
+    const isDone = relocate.length + destage.length === 0;
+    const superseded =
+      isDone || updates.size > 0 ? await this.#adopt(sweep, n, updates) : undefined;
+    return { isDone, superseded, chunksWritten: updates.size, bytesRelocated };
+  }
+
+  /** Takes so many of `chunks` as may be loaded at a time. */
+  #group(chunks: number[], cut: number): number[] {
+    const limit = Math.max(this.#parts.loadLimit - this.#loader.overhead, this.#loader.overhead);
+    let bytes = 0;
+    let count = 0;
+    for (; count < Math.min(chunks.length, GROUP_CHUNKS); count++) {
+      bytes += this.#loader.bytesOf(chunks[count] as number, cut);
+      if (count > 0 && bytes > limit) break;
+    }
+    return chunks.splice(0, count);
+  }
+
+  /** Chunks that were written count from now on, and when all are, the log begins at the cut. */
+  async #adopt(sweep: Sweep, n: number, updates: Updates): Promise<Superseded> {
+    const { image, log, epoch, writer } = this.#parts;
     const old = image.map.manifest;
+    const isDone = sweep.relocate.length + sweep.destage.length === 0;
+    const cut = isDone ? sweep.cut : old.cut;
     const objects: { name: string; born: number }[] = [];
     const { leaves, changed } = await this.#leaves(updates, n, objects);
     const manifest: Manifest = {
@@ -163,25 +222,16 @@ export class Checkpointer {
       origins: old.origins,
       leaves,
     };
-    this.#step();
+    this.#step(sweep);
     await this.#put(manifestName(n, epoch), BlobKind.manifest, n, n, [encodeManifest(manifest)]);
     log.checkpoint(n);
     await log.drain(FOREVER);
     const slots = [...image.segments.keys()].filter((slot) => slot < cut);
     const owned = new Set(this.#parts.claims);
-    image.adopt(image.map.successor(manifest, changed), updates.keys());
+    image.adopt(image.map.successor(manifest, changed), updates.keys(), sweep.cut);
     log.forgetBefore(cut);
-    this.#step();
-    return {
-      superseded: {
-        n,
-        manifest: old,
-        objects,
-        slots: slots.filter((slot) => !owned.has(slot)),
-      },
-      chunksWritten: updates.size,
-      bytesRelocated,
-    };
+    this.#step(sweep);
+    return { n, manifest: old, objects, slots: slots.filter((slot) => !owned.has(slot)) };
   }
 
   /** What is gone from the log when it begins at `cut`. */
@@ -197,16 +247,23 @@ export class Checkpointer {
     return { bytes: bytes / logLimit, segments: segments / segmentLimit };
   }
 
-  /** @param chunks that something is done to */
-  #begin(cut: number, freed: Freed, appended: number, chunks: number): void {
+  #begin(cut: number, all: boolean): Sweep {
     const { pace, logLimit } = this.#parts;
-    this.#steps = chunks + this.#toLoad(cut).length + LAST_STEPS;
-    this.#stepsDone = 0;
+    const freed = this.#freed(cut);
+    const { destage, relocate, appended } = this.#plan(cut, all, freed);
+    const steps = 2 * (destage.length + relocate.length) + LAST_STEPS;
     pace.begin(freed, appended / logLimit);
+    return { cut, all, relocate, destage, steps, done: 0 };
   }
 
-  #step(): void {
-    this.#parts.pace.advance(++this.#stepsDone / this.#steps);
+  #step(sweep: Sweep): void {
+    this.#advance(sweep, sweep.done + 1);
+  }
+
+  /** Of several manifests only the last one was counted. */
+  #advance(sweep: Sweep, done: number): void {
+    sweep.done = Math.min(done, sweep.steps - 1);
+    this.#parts.pace.advance(sweep.done / sweep.steps);
   }
 
   #before(cut: number, old: Manifest): Pick<Manifest, 'cutEpoch' | 'cutWriter'> {
@@ -220,93 +277,48 @@ export class Checkpointer {
   }
 
   /**
-   * So that half of what the log may hold is left, in bytes, in segments and in its index, or with `all` nothing. Of the index
-   * no more than half its limit at a time: what a checkpoint takes of memory grows with that.
+   * So that half of what the log may hold is left, in bytes, in segments and in its index, or less, where each chunk that is written
+   * frees more then; with `all` nothing. Of the index no more than half its limit at a time: what a checkpoint takes of memory
+   * grows with that.
    */
   #chooseCut(all: boolean): number {
-    const { image, log, logLimit, segmentLimit, indexLimit, loadLimit } = this.#parts;
-    // In one go: a chunk would be written again by each part of the log.
+    const { image, log, logLimit, segmentLimit, indexLimit } = this.#parts;
     if (all) return log.durable;
     const most = indexLimit / 2;
     let index = image.index.bytes;
     const indexOf = index > most ? image.index.bytesBySlot() : undefined;
+    const chunksOf = image.index.chunksByOldestSlot();
     let taken = 0;
     let bytes = 0;
     for (const { header } of image.segments.values()) bytes += header.length;
-    let segments = image.segments.size;
-    let load = 0;
+    const whole = { bytes, segments: image.segments.size };
+    let { segments } = whole;
+    let chunks = 0;
     let cut = image.map.manifest.cut;
+    let best: { readonly cut: number; readonly price: number } | undefined;
     for (const [slot, { header }] of image.segments) {
       if (slot >= log.durable) break;
-      if (bytes <= logLimit / 2 && segments <= segmentLimit / 2 && index <= most) break;
       const share = indexOf?.get(slot) ?? 0;
       taken += share;
-      // What was replaced meanwhile is not looked at.
-      if (log.payload(slot) === undefined && image.index.live(slot) > 0) load += header.length;
-      if ((load > loadLimit || taken > most) && cut > image.map.manifest.cut) break;
+      if (taken > most && cut > image.map.manifest.cut) break;
+      const isEnough = bytes <= logLimit / 2 && segments <= segmentLimit / 2 && index <= most;
+      if (isEnough) {
+        const freed = Math.max(
+          (whole.bytes - bytes) / logLimit,
+          (whole.segments - segments) / segmentLimit,
+        );
+        if (best === undefined || chunks / freed < best.price * WORTH) {
+          best = { cut, price: chunks / freed };
+        }
+      }
       bytes -= header.length;
       index -= share;
       segments--;
+      chunks += chunksOf.get(slot) ?? 0;
       // Behind a claim, slots are left out.
       cut = header.next;
     }
-    return cut;
-  }
-
-  /** Data of the segments before `cut` that still counts, in memory. */
-  async #load(cut: number): Promise<Map<number, Buffer>> {
-    const { image, log } = this.#parts;
-    const loaded = new Map<number, Buffer>();
-    for (const slot of image.segments.keys()) {
-      const payload = slot < cut ? log.payload(slot) : undefined;
-      if (payload !== undefined) loaded.set(slot, payload);
-    }
-    await inParallel(this.#toLoad(cut), WIDTH, async (slot) => {
-      const payload = await this.#loadSegment(image.segments.get(slot) as SegmentFacts);
-      loaded.set(slot, payload);
-      this.#step();
-    });
-    return loaded;
-  }
-
-  /** Segments before `cut` with data that counts, and not in memory. */
-  #toLoad(cut: number): number[] {
-    const { image, log } = this.#parts;
-    return [...image.segments.keys()].filter(
-      (slot) => slot < cut && image.index.live(slot) > 0 && log.payload(slot) === undefined,
-    );
-  }
-
-  /** A segment's data, a piece at a time. */
-  async #loadSegment({ header, table }: SegmentFacts): Promise<Buffer> {
-    const { requests, prefix, codec, log } = this.#parts;
-    const key = `${prefix}/${segmentName(header.number)}`;
-    const entries = Array.from({ length: header.frames }, (_, frame) => tableEntry(table, frame));
-    const lengths = entries.slice(1).map(({ raw }) => raw);
-    const payload = log.lend(lengths.reduce((sum, raw) => sum + raw, 0));
-    this.#lent.push(payload);
-    const isPlain =
-      header.keyId === 0 && entries.slice(1).every(({ stored, raw }) => stored === raw);
-    let at = 0;
-    // Frame 0 is the list of changes.
-    for (let first = 1, behind = 1; first < header.frames; first = behind) {
-      const frames = requests.background.yields ? LOAD_FRAMES : header.frames;
-      behind = Math.min(first + frames, header.frames);
-      const start = frameOffset(table, first);
-      const range = { start, end: frameOffset(table, behind) };
-      // What is stored as it is may come to where it belongs; what isn't is put there below, over nothing that is still to be read.
-      const into = isPlain ? payload.subarray(at) : undefined;
-      const { body } = await requests.background.run(() =>
-        requests.get(key, { range, into }, FOREVER),
-      );
-      for (let frame = first, from = 0; frame < behind; frame++) {
-        const stored = body.subarray(from, from + storedLength(table, frame));
-        from += stored.length;
-        const entry = entries[frame] as FrameEntry;
-        at += codec.decodeFrame(key, header, codec.diskId, frame, entry, stored).copy(payload, at);
-      }
-    }
-    return payload;
+    return best?.cut ?? cut;
   }
 
   /** @returns what becomes new versions, what goes to the end of the log, and the bytes of that */
@@ -346,14 +358,13 @@ export class Checkpointer {
       appended += old;
     }
     const destage = sizes.slice(relocate.length).map(([chunk]) => chunk);
-    return { destage: destage.sort((a, b) => a - b), relocate, appended };
+    // In the disk's order: each part of it has what it has of a segment close together, and few leaves.
+    for (const chunks of [destage, relocate]) chunks.sort((a, b) => a - b);
+    return { destage, relocate, appended };
   }
 
-  async #relocate(
-    chunks: readonly number[],
-    cut: number,
-    loaded: ReadonlyMap<number, Buffer>,
-  ): Promise<number> {
+  async #relocate(chunks: readonly number[], sweep: Sweep, loaded: LogData): Promise<number> {
+    const { cut } = sweep;
     const { image, log, segmentSize } = this.#parts;
     const { background } = this.#parts.requests;
     const { blockSize, chunkSize } = image.geometry;
@@ -379,7 +390,7 @@ export class Checkpointer {
           image.index.put(first + start, blocks, log.zero(first + start, blocks), -1);
           continue;
         }
-        const data = (loaded.get(slot) as Buffer).subarray(offset, offset + blocks * blockSize);
+        const data = loaded.get(slot, offset, blocks * blockSize);
         for (let at = 0; at < data.length; at += segmentSize) {
           const piece = data.subarray(at, at + segmentSize);
           const block = first + start + at / blockSize;
@@ -388,27 +399,28 @@ export class Checkpointer {
         }
         moved += data.length;
       }
-      this.#step();
+      this.#step(sweep);
     }
     return moved;
   }
 
   async #destage(
     chunks: readonly number[],
+    sweep: Sweep,
     n: number,
-    loaded: ReadonlyMap<number, Buffer>,
-  ): Promise<Updates> {
-    const updates: Updates = new Map();
+    loaded: LogData,
+    updates: Updates,
+  ): Promise<void> {
     const { index } = this.#parts.image;
     const version = async (chunk: number, bytes: Buffer): Promise<ChunkRef | undefined> => {
-      const frames = await this.#merge(chunk, loaded, bytes);
+      const frames = await this.#merge(chunk, sweep.cut, loaded, bytes);
       if (frames.every(({ length }) => length === 0)) return undefined;
       const name = chunkName(chunk, n, this.#parts.epoch);
       return chunkRef(await this.#put(name, BlobKind.chunk, chunk, n, frames));
     };
     await inParallel(chunks, WIDTH, async (chunk) => {
       if (index.isZero(chunk)) updates.set(chunk, undefined);
-      else {
+      else if (index.isIn(chunk, sweep.cut)) {
         const bytes = this.#chunks.take();
         this.#chunksTaken++;
         try {
@@ -419,17 +431,12 @@ export class Checkpointer {
           this.#chunksTaken--;
         }
       }
-      this.#step();
+      this.#step(sweep);
     });
-    return updates;
   }
 
   /** A chunk's frames as they are now; empty ones are zeros. */
-  async #merge(
-    chunk: number,
-    loaded: ReadonlyMap<number, Buffer>,
-    bytes: Buffer,
-  ): Promise<Buffer[]> {
+  async #merge(chunk: number, cut: number, loaded: LogData, bytes: Buffer): Promise<Buffer[]> {
     const { image, log } = this.#parts;
     const { blockSize, chunkSize, frameSize } = image.geometry;
     bytes.fill(0);
@@ -443,10 +450,14 @@ export class Checkpointer {
       const slot = runs[i + 2] as number;
       const offset = runs[i + 3] as number;
       if (offset >= 0) {
+        const length = end - start;
+        const data =
+          slot < cut
+            ? loaded.get(slot, offset, length)
+            : log.payload(slot)?.subarray(offset, offset + length);
         // What is newer and not in memory stays in the log, over whatever the chunk has.
-        const payload = loaded.get(slot) ?? log.payload(slot);
-        if (payload === undefined) continue;
-        payload.copy(bytes, start, offset, offset + end - start);
+        if (data === undefined) continue;
+        data.copy(bytes, start);
       }
       if (start > covered) gaps.push([covered, start]);
       covered = end;
@@ -551,26 +562,4 @@ export class Checkpointer {
 
 function isZero(bytes: Buffer): boolean {
   return bytes[0] === 0 && bytes.compare(bytes, 1, bytes.length, 0, bytes.length - 1) === 0;
-}
-
-/** `run` for each of `items`, `width` at a time; the first failure ends it, after those under way. */
-export async function inParallel<T>(
-  items: readonly T[],
-  width: number,
-  run: (item: T) => Promise<void>,
-): Promise<void> {
-  let next = 0;
-  let failed = false;
-  const worker = async (): Promise<void> => {
-    while (next < items.length && !failed) {
-      try {
-        await run(items[next++] as T);
-      } catch (error) {
-        failed = true;
-        throw error;
-      }
-    }
-  };
-  const results = await Promise.allSettled(Array.from({ length: width }, worker));
-  for (const result of results) if (result.status === 'rejected') throw result.reason;
 }

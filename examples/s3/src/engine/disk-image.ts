@@ -160,8 +160,9 @@ export class DiskImage {
   /**
    * The chunks as of a newer manifest: what they hold is dropped from the log's index.
    * @param changed chunks that differ; all of a changed leaf's when not known
+   * @param upTo slot before which they have all of the log, if that is more than the manifest says of all chunks
    */
-  adopt(map: ChunkMap, changed?: Iterable<number>): void {
+  adopt(map: ChunkMap, changed?: Iterable<number>, upTo = 0): void {
     const before = this.#map.manifest.leaves;
     const { cut } = map.manifest;
     const perChunk = this.#framesPerChunk;
@@ -176,6 +177,7 @@ export class DiskImage {
     }
     for (const chunk of changed) {
       for (let frame = 0; frame < perChunk; frame++) cache.delete(chunk * perChunk + frame);
+      if (upTo > cut) this.index.dropOf(chunk, upTo);
     }
   }
 

@@ -59,6 +59,24 @@ export class LogIndex {
     return bytes;
   }
 
+  /** Chunks by the oldest slot they have anything in. */
+  chunksByOldestSlot(): Map<number, number> {
+    const chunks = new Map<number, number>();
+    for (const runs of this.#chunks.values()) {
+      let oldest = Number.POSITIVE_INFINITY;
+      for (let at = 2; at < runs.length; at += RUN) oldest = Math.min(oldest, runs[at] as number);
+      chunks.set(oldest, (chunks.get(oldest) ?? 0) + 1);
+    }
+    return chunks;
+  }
+
+  /** Whether segments before `slot` have anything of a chunk that counts. */
+  isIn(chunk: number, slot: number): boolean {
+    const runs = this.#chunks.get(chunk) ?? [];
+    for (let at = 2; at < runs.length; at += RUN) if ((runs[at] as number) < slot) return true;
+    return false;
+  }
+
   /** Whether all of a chunk, as large as it may be, is zeros that were written or discarded. */
   isZero(chunk: number): boolean {
     const runs = this.#chunks.get(chunk) ?? [];
@@ -152,19 +170,33 @@ export class LogIndex {
 
   /** Forgets all runs in segments before `slot`: the chunks have them. */
   dropBefore(slot: number): void {
-    for (const [chunk, runs] of this.#chunks) {
-      let kept = 0;
-      for (let at = 0; at < runs.length; at += RUN) {
-        if ((runs[at + 2] as number) < slot) continue;
-        if (kept !== at) runs.copyWithin(kept, at, at + RUN);
-        kept += RUN;
-      }
-      if (kept === runs.length) continue;
-      this.#runs -= (runs.length - kept) / RUN;
-      if (kept === 0) this.#chunks.delete(chunk);
-      else this.#chunks.set(chunk, runs.slice(0, kept));
-    }
+    for (const chunk of this.#chunks.keys()) this.#drop(chunk, slot);
     for (const old of this.#live.keys()) if (old < slot) this.#live.delete(old);
+  }
+
+  /** Forgets a chunk's runs in segments before `slot`: the chunk has them. */
+  dropOf(chunk: number, slot: number): void {
+    const runs = this.#chunks.get(chunk) ?? [];
+    for (let at = 0; at < runs.length; at += RUN) {
+      const [, length, of, offset] = runs.slice(at, at + RUN) as Run;
+      if (of < slot && offset >= 0) this.#count(of, -length);
+    }
+    this.#drop(chunk, slot);
+  }
+
+  #drop(chunk: number, slot: number): void {
+    const runs = this.#chunks.get(chunk);
+    if (runs === undefined) return;
+    let kept = 0;
+    for (let at = 0; at < runs.length; at += RUN) {
+      if ((runs[at + 2] as number) < slot) continue;
+      if (kept !== at) runs.copyWithin(kept, at, at + RUN);
+      kept += RUN;
+    }
+    if (kept === runs.length) return;
+    this.#runs -= (runs.length - kept) / RUN;
+    if (kept === 0) this.#chunks.delete(chunk);
+    else this.#chunks.set(chunk, runs.slice(0, kept));
   }
 }
 

@@ -415,6 +415,7 @@ export class S3Disk implements BlockStore {
         epoch,
         writer,
         blockSize: disk.blockSize,
+        chunkSize: disk.chunkSize,
         frameSize: disk.frameSize,
         segmentSize,
         dirtyLimit: options.dirtyLimit ?? 64 * MiB,
@@ -425,6 +426,10 @@ export class S3Disk implements BlockStore {
         lease,
       },
       {
+        arranged: (slot, placed) => {
+          for (const { block, blocks, offset } of placed)
+            image.index.put(block, blocks, slot, offset);
+        },
         durable: (facts) => this.#durable(facts),
         failed: (error) => {
           this.#requests.log('error', error.message);

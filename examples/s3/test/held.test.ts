@@ -129,7 +129,7 @@ it('an automatic checkpoint of a log that is not in memory writes each chunk onc
     expect((await readAll(disk, at * piece, piece)).every((byte) => byte === value)).toBe(true);
   }
   await disk.close();
-  const reader = await open(bucket.connect(), { mode: 'follow' });
+  const reader = await open(bucket.connect(), { ...limits, mode: 'follow' });
   const all = await readAll(reader);
   expect(expected.every((value, at) => all[at * piece] === value)).toBe(true);
   await reader.close();

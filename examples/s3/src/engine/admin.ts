@@ -303,6 +303,7 @@ async function copyTail({ image }: DiskState, target: OpeningParts): Promise<voi
       epoch,
       writer,
       blockSize,
+      chunkSize,
       frameSize: disk.frameSize,
       segmentSize: TAIL_SEGMENT,
       dirtyLimit: 4 * TAIL_SEGMENT,
@@ -312,7 +313,7 @@ async function copyTail({ image }: DiskState, target: OpeningParts): Promise<voi
       conditional: true,
       lease: 0,
     },
-    { durable: () => {}, failed: () => {} },
+    { arranged: () => {}, durable: () => {}, failed: () => {} },
   );
   for (const chunk of [...image.index.indexes()].sort((a, b) => a - b)) {
     const runs = image.index.of(chunk) ?? [];

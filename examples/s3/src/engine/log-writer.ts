@@ -28,7 +28,14 @@ import { DiskError } from './errors.js';
 import { Lease, type Moment } from './lease.js';
 import { segmentName } from './names.js';
 import { isRefusal, isTransient, type Requests, unreachable } from './requests.js';
-import { FENCE_EPOCH, framesOf, MAX_RECORD_BLOCKS, OpenSegment, RecordType } from './segment.js';
+import {
+  FENCE_EPOCH,
+  framesOf,
+  MAX_RECORD_BLOCKS,
+  OpenSegment,
+  type Placed,
+  RecordType,
+} from './segment.js';
 import type { SegmentFacts } from './segment-facts.js';
 
 /** Slots that may be on their way at a time, from the first that is missing. Part of the format. */
@@ -44,6 +51,7 @@ export interface LogWriterOptions {
   readonly epoch: number;
   readonly writer: string;
   readonly blockSize: number;
+  readonly chunkSize: number;
   readonly frameSize: number;
   readonly segmentSize: number;
   /** Bytes appended and not yet durable, from which on writers should wait. */
@@ -59,6 +67,8 @@ export interface LogWriterOptions {
 }
 
 export interface LogWriterEvents {
+  /** Data of the open segment is elsewhere in it now: at once, before anybody looks. */
+  arranged(slot: number, placed: readonly Placed[]): void;
   /** A segment is in the bucket; all before it are too. */
   durable(facts: SegmentFacts): void;
   /** Nothing can be written any more. */
@@ -452,14 +462,23 @@ export class LogWriter {
     const open = this.#open;
     this.#sealWanted = false;
     if (open.empty) return;
+    const { blockSize, chunkSize, segmentSize } = this.#options;
+    const small = open.used <= segmentSize / SMALL_SHARE;
+    const cost = open.cost;
+    const placed = open.arrange(chunkSize / blockSize, () =>
+      small ? Buffer.allocUnsafeSlow(open.used) : this.#buffers.take(),
+    );
+    // Records may have been split, or come together.
+    this.#dirty += open.cost - cost;
     const whole = open.payload();
-    const small = whole.length <= this.#options.segmentSize / SMALL_SHARE;
-    const payload = small ? copyOf(whole) : whole;
-    if (!small) this.#staging = this.#buffers.take();
+    const isMoved = placed.length > 0;
+    const payload = small && !isMoved ? copyOf(whole) : whole;
+    if (payload.buffer === this.#staging.buffer) this.#staging = this.#buffers.take();
     this.#payloads.set(open.slot, payload);
+    if (isMoved) this.#events.arranged(open.slot, placed);
     const records = open.encodeRecords();
     this.#queue.push({ slot: open.slot, payload, records, facts: undefined, sent: undefined });
-    this.#open = new OpenSegment(open.slot + 1, this.#options.blockSize, this.#staging);
+    this.#open = new OpenSegment(open.slot + 1, blockSize, this.#staging);
     this.#pump();
   }
 

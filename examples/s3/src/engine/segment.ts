@@ -10,7 +10,11 @@
  *
  * A fence is a claim that claims nothing: its epoch is that of no writer. Whoever opens the disk puts it far
  * ahead of a writer at work, which ends there; readers go on behind it, where only a claim, or another fence,
- * can follow.
+ * follow.
+ *
+ * What was written here and there is put into the order of the chunks before it is sent: whoever wants what the log has of a part of the
+ * disk then finds it close together in each segment. All of a segment counts, or nothing of it; and of a chunk the order
+ * stays, so that what is newer stays so.
  */
 import type { DataOut } from 'tcmu';
 import { damaged } from './errors.js';
@@ -31,11 +35,18 @@ export const MAX_RECORD_BLOCKS = 0xffffffff;
 /** Epoch of a fence; writers count from 1. */
 export const FENCE_EPOCH = 0;
 
+/** Data in a segment: where on the disk, and the byte where it is in the segment's data. */
+export interface Placed {
+  readonly block: number;
+  readonly blocks: number;
+  readonly offset: number;
+}
+
 /** The segment that is being filled. Data is copied in once, from where the initiator has it. */
 export class OpenSegment {
   readonly slot: number;
   readonly #blockSize: number;
-  readonly #buffer: Buffer;
+  #buffer: Buffer;
   /** Type, blocks, block; three numbers a record. */
   readonly #records: number[] = [];
   #used = 0;
@@ -89,6 +100,44 @@ export class OpenSegment {
       (records[last + 1] as number) + blocks <= MAX_RECORD_BLOCKS;
     if (follows) (records[last + 1] as number) += blocks;
     else records.push(type, blocks, block);
+  }
+
+  /**
+   * Puts what is behind the last record of another kind than data into the order of the chunks, if it isn't.
+   * @param take memory for all of the data, which it is in then
+   * @returns what may be elsewhere than before, in the order of its records
+   */
+  arrange(blocksPerChunk: number, take: () => Buffer): Placed[] {
+    const records = this.#records;
+    let first = records.length;
+    while (first > 0 && records[first - 3] === RecordType.data) first -= 3;
+    const pieces: (Placed & { readonly chunk: number })[] = [];
+    let blocksBehind = 0;
+    for (let i = first; i < records.length; i += 3) blocksBehind += records[i + 1] as number;
+    const start = this.#used - blocksBehind * this.#blockSize;
+    for (let i = first, at = start; i < records.length; i += 3) {
+      const end = (records[i + 2] as number) + (records[i + 1] as number);
+      for (let block = records[i + 2] as number; block < end; ) {
+        const chunk = Math.floor(block / blocksPerChunk);
+        const blocks = Math.min(end, (chunk + 1) * blocksPerChunk) - block;
+        pieces.push({ chunk, block, blocks, offset: at });
+        at += blocks * this.#blockSize;
+        block += blocks;
+      }
+    }
+    if (pieces.every(({ chunk }, i) => i === 0 || chunk >= (pieces[i - 1]?.chunk as number))) {
+      return [];
+    }
+    pieces.sort((a, b) => a.chunk - b.chunk);
+    const from = this.#buffer;
+    this.#buffer = take();
+    from.copy(this.#buffer, 0, 0, start);
+    this.#used = start;
+    records.length = first;
+    return pieces.map(({ block, blocks, offset: old }) => {
+      const data = from.subarray(old, old + blocks * this.#blockSize);
+      return { block, blocks, offset: this.append(block, data) };
+    });
   }
 
   /** The data as it is now; the same memory. */

@@ -25,7 +25,8 @@ export class FileCache {
   /** First 6 bytes of the id of what is in a slot; 0: nothing. */
   readonly #ids: Float64Array;
   readonly #used: Uint32Array;
-  #tick = 0;
+  /** 0: never used. */
+  #tick = 1;
   #writes = 0;
   hits = 0;
   misses = 0;
@@ -69,6 +70,8 @@ export class FileCache {
     for (let slot = 0; slot < this.#slots; slot++) {
       readSync(this.#fd, head, 0, HEAD_BYTES, slot * this.#slotBytes);
       this.#ids[slot] = head.readUIntLE(0, 6);
+      // Before anything that is used from now on, and after what is empty.
+      if (this.#ids[slot] !== 0) this.#used[slot] = this.#tick;
     }
   }
 

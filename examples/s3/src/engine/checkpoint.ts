@@ -24,6 +24,7 @@ import { type BlobCodec, BlobKind } from './blob.js';
 import { Buffers } from './buffers.js';
 import {
   type ChunkRef,
+  chunkFrameOffset,
   chunkRef,
   encodeManifest,
   LEAF_CHUNKS,
@@ -34,7 +35,7 @@ import {
 import type { DiskImage } from './disk-image.js';
 import type { Superseded } from './garbage.js';
 import { CHUNK_COST, RUN, RUN_COST } from './log-index.js';
-import { type LogData, LogLoader } from './log-loader.js';
+import { GAP_FRAMES, type LogData, LogLoader } from './log-loader.js';
 import type { LogWriter } from './log-writer.js';
 import { chunkName, leafName, manifestName } from './names.js';
 import type { Freed, Pace } from './pace.js';
@@ -483,15 +484,16 @@ export class Checkpointer {
     }
     const list = [...wanted];
     const old = new Map<number, Buffer>();
-    for (let i = 0; i < list.length; ) {
-      let count = 1;
-      while (list[i + count] === (list[i] as number) + count) count++;
-      const first = list[i] as number;
+    for (let i = 0, behind = 1; i < list.length; i = behind++) {
+      for (; behind < list.length; behind++) {
+        const last = list[behind - 1] as number;
+        const gap = chunkFrameOffset(ref, list[behind] as number) - chunkFrameOffset(ref, last + 1);
+        if (gap > GAP_FRAMES * frameSize) break;
+      }
       const frames = await requests.background.run(() =>
-        image.chunkFrames(chunk, ref, first, count),
+        image.chunkFrames(chunk, ref, list.slice(i, behind)),
       );
-      for (const [j, frame] of frames.entries()) old.set(first + j, frame);
-      i += count;
+      for (const [frame, data] of frames) old.set(frame, data);
     }
     for (const [start, end] of gaps) {
       for (const [frame, data] of old) {

@@ -392,16 +392,19 @@ export class DiskImage {
     return frame >= 0 && source.wants(frame) && !this.#fetching.has(`${source.key}#${frame}`);
   }
 
-  /** Copies of frames of a chunk after each other, none of them zeros. Who asks replaces them: the cache does without. */
-  async chunkFrames(chunk: number, ref: ChunkRef, first: number, count: number): Promise<Buffer[]> {
-    const frames: Buffer[] = [];
-    const jobs: Promise<unknown>[] = [];
-    const source = { ...this.#chunkSource(chunk, ref), keep: () => {} };
-    this.#fetch(source, first, count, count, jobs, (frame, bytes) => {
-      frames[frame - first] = Buffer.from(bytes);
-    });
-    const results = await Promise.allSettled(jobs);
-    for (const result of results) if (result.status === 'rejected') throw result.reason;
+  /** Copies of a chunk's frames, none of them zeros, by one request. Who asks replaces them: the cache does without. */
+  async chunkFrames(
+    chunk: number,
+    ref: ChunkRef,
+    wanted: readonly number[],
+  ): Promise<Map<number, Buffer>> {
+    const frames = new Map<number, Buffer>();
+    const source = this.#chunkSource(chunk, ref);
+    const arrived = (frame: number, bytes: Buffer): void => {
+      frames.set(frame, Buffer.from(bytes));
+    };
+    const missing = await this.#fromFile(source, wanted, arrived);
+    if (missing.length > 0) await this.#fromBucket(source, missing, arrived);
     return frames;
   }
 
@@ -539,7 +542,8 @@ export class DiskImage {
     };
     let failure: unknown;
     try {
-      const missing = await this.#fromFile(source, first, count, arrived);
+      const frames = Array.from({ length: count }, (_, i) => first + i);
+      const missing = await this.#fromFile(source, frames, arrived);
       if (missing.length > 0) await this.#fromBucket(source, missing, arrived);
     } catch (error) {
       failure = error;
@@ -554,13 +558,12 @@ export class DiskImage {
   /** @returns the frames that the local file has not */
   async #fromFile(
     source: FrameSource,
-    first: number,
-    count: number,
+    frames: readonly number[],
     arrived: (frame: number, bytes: Buffer) => void,
   ): Promise<number[]> {
     const { fileCache } = this.#parts;
     const missing: number[] = [];
-    for (let frame = first; frame < first + count; frame++) {
+    for (const frame of frames) {
       const [length, crc] = [source.length(frame), source.crc(frame)];
       const stored = await fileCache?.get(source.key, frame, length, crc);
       if (stored === undefined) missing.push(frame);

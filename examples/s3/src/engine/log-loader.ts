@@ -19,8 +19,8 @@ import type { SegmentFacts } from './segment-facts.js';
 
 /** Frames that one request fetches while somebody waits, or when only a little of them is kept. */
 const FEW_FRAMES = 16;
-/** As many frames without any use are rather fetched along than left out by another request. */
-const GAP_FRAMES = 4;
+/** So many frames without any use are rather fetched along than left out by another request. */
+export const GAP_FRAMES = 4;
 /** From which share of a range on all of it is kept, where it arrives. */
 const DENSE_SHARE = 3 / 4;
 

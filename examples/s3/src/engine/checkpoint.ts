@@ -303,6 +303,7 @@ export class Checkpointer {
       taken += share;
       if (taken > most && cut > image.map.manifest.cut) break;
       const isEnough = bytes <= logLimit / 2 && segments <= segmentLimit / 2 && index <= most;
+      if (isEnough && cut === image.map.manifest.cut) break;
       if (isEnough) {
         const freed = Math.max(
           (whole.bytes - bytes) / logLimit,

@@ -201,14 +201,22 @@ describe('an answer that is no S3', () => {
     ['SSH-2.0-OpenSSH_9.2\r\n', 'outage'],
     ['HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n', 'bad-request'],
     ['HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n??', 'not-found'],
+    // It looks like the range that was asked for.
+    [
+      'HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\nlast-modified: Mon, 23 Nov 2026 00:00:00 GMT\r\ncontent-range: bytes 0-3/9\r\n\r\nhell',
+      'not-found',
+    ],
   ])('%j', async (text, kind) => {
     const strange = await answering(text);
     const options = { range: { start: 0, end: 4 }, into: Buffer.alloc(4096) };
-    const onProgress = () => {
-      throw new Error('nothing of it may be used');
+    const passedOn: string[] = [];
+    const onProgress = (body: Buffer, bytes: number) => {
+      passedOn.push(String(body.subarray(0, bytes)));
     };
     const error = await failure(() => strange.get('k', { ...options, onProgress }));
     expect(error.kind).toBe(kind);
+    // Nothing of it may be used.
+    expect(passedOn).toEqual([]);
     await strange.close();
   });
 

@@ -59,6 +59,18 @@ describe('the pace of a log', () => {
     expect(pace.admits).toBe(false);
   });
 
+  it('begins to where waiting begins, however short the log was', () => {
+    const { pace, log } = paced({ bytes: 1.05 });
+    pace.begin(freed({ bytes: 0.95 }), 0);
+    for (const progress of [0, 0.1, 0.5, 1]) {
+      pace.advance(progress);
+      log.bytes = 1.75 + 0.25 * progress - 0.01;
+      expect(pace.admits).toBe(true);
+      log.bytes += 0.02;
+      expect(pace.admits).toBe(false);
+    }
+  });
+
   it('of a full one, what will be free, and not twice', () => {
     const { pace, log } = paced({ bytes: 2 });
     pace.begin(freed({ bytes: 0.1 }), 0.05);

@@ -115,8 +115,10 @@ export class Pace {
 
   #mayBe(start: number, freed: number): number {
     const { progress = 0, isFree = false } = this.#part ?? {};
-    const room = Math.max(LIMIT - start, Math.min(freed, ADVANCE));
-    return Math.max(FREE, start - (isFree ? freed : 0) + room * progress);
+    // From where waiting begins: who has filled the log up to there at once must not wait for most of the checkpoint then.
+    const base = Math.max(FREE, start);
+    const room = Math.max(LIMIT - base, Math.min(freed, ADVANCE));
+    return isFree ? Math.max(FREE, start - freed + room * progress) : base + room * progress;
   }
 
   /** A checkpoint begins. @param appended bytes, as of `LogLength`, that it copies to the end of the log */

@@ -154,6 +154,39 @@ describe('a read that is not in memory', () => {
     await reader.close();
   });
 
+  it('brings nothing along of a version that was replaced meanwhile', async () => {
+    const { bucket, reader } = await heldDisk('chunks');
+    await asked(reader, 512 * KiB);
+    const writer = await open(bucket.connect(), { logLimit: 8 * MiB });
+    // So that the version stays.
+    await writer.snapshot('before');
+    const chunk = bucket.keys(PREFIX).find((key) => key.includes('/c/')) as string;
+    let release = () => {};
+    const gate = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    const seen: string[] = [];
+    bucket.fate = async (operation, key): Promise<Fate> => {
+      if (operation !== 'get' || key !== chunk) return 'good';
+      seen.push(key);
+      if (seen.length === 1) await gate;
+      return 'good';
+    };
+    const reading = readAll(reader, 32 * KiB, 512);
+    await expect.poll(() => seen.length).toBe(1);
+    await write(writer, 0, Buffer.alloc(64 * KiB, 77));
+    await writer.checkpoint();
+    await expect.poll(() => reader.refresh().then(() => reader.manifest.n)).toBe(writer.manifest.n);
+    expect(seen.length).toBe(1);
+    release();
+    expect((await reading)[0]).toBe(2);
+    await drained(reader);
+    expect(seen.length).toBe(1);
+    expect((await readAll(reader, 32 * KiB, 512))[0]).toBe(77);
+    await reader.close();
+    await writer.close();
+  });
+
   it('brings nothing along when it is on its way already', async () => {
     const { reader } = await heldDisk('chunks');
     await asked(reader, 512 * KiB);

@@ -153,6 +153,8 @@ export interface OpenOptions {
   /** Throw away what a journal or restart file holds and can't be applied any more. */
   discardJournal?: boolean | undefined;
   onLog?: Log | undefined;
+  /** Chunks after which a checkpoint writes a manifest of those that are done. Default 256. For tests. */
+  manifestChunks?: number | undefined;
   /** For tests. */
   clock?: Clock | undefined;
   /** 16 hexadecimal digits that no other writer has. For tests. */
@@ -455,6 +457,7 @@ export class S3Disk implements BlockStore {
         segmentLimit: this.#segmentLimit,
         indexLimit: this.#indexLimit,
         segmentSize,
+        manifestChunks: options.manifestChunks ?? 256,
         loadLimit: Math.max(16 * MiB, Math.min(64 * MiB, (options.cacheSize ?? 64 * MiB) / 4)),
       },
       newest,

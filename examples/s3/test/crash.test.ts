@@ -74,6 +74,7 @@ interface Kind {
   compression?: 'deflate';
   key?: () => Buffer;
   indexLimit?: number;
+  manifestChunks?: number;
 }
 
 const KINDS: [string, Kind][] = [
@@ -82,6 +83,8 @@ const KINDS: [string, Kind][] = [
   ['compressed', { blockSize: 4096, compression: 'deflate' }],
   // Whose discards here are a piece each, as they are with any limit of use.
   ['with little memory for its index', { blockSize: 512, indexLimit: 4 * KiB }],
+  // What a large disk does: the log begins later with the last one only.
+  ['with many manifests a checkpoint', { blockSize: 512, manifestChunks: 1 }],
   ['encrypted', { blockSize: 512, key: () => Buffer.alloc(32, 7) }],
 ];
 
@@ -95,7 +98,8 @@ describe.each(KINDS)('a disk, %s', (_, options) => {
     const model = new Model(MiB);
     for (let life = 0; life < LIVES; life++) {
       const client = bucket.connect(seed * 1000 + life);
-      const disk = await open(client, { key: options.key, indexLimit: options.indexLimit });
+      const { key, indexLimit, manifestChunks } = options;
+      const disk = await open(client, { key, indexLimit, manifestChunks });
       const found = await readAll(disk);
       const survived = model.recover(found);
       if (survived === undefined) expect.fail(`life ${life}: no state that it may be in`);

@@ -49,11 +49,10 @@ const RELOCATE_BYTES = 256 * 1024;
 const SPARSE_SHARE = 8;
 /** What comes after a checkpoint's chunks: leaves and manifest, the record, what isn't needed any more. */
 const LAST_STEPS = 3;
-/** Chunks from which on a manifest is written of those that are done, and that part of the leaves it names. */
-const ROUND_CHUNKS = 256;
+/** As many chunks as this part of the leaves are done between two manifests at least. */
 const ROUND_SHARE = 64;
-/** Chunks whose data is loaded at a time, at most. */
-const GROUP_CHUNKS = 4096;
+/** So many times as many are loaded at a time, at most: where each has little in the log. */
+const GROUP_MANIFESTS = 16;
 /** More of the log is taken than has to be where that makes chunks free so much more each. */
 const WORTH = 0.9;
 const FOREVER = Number.POSITIVE_INFINITY;
@@ -78,6 +77,8 @@ export interface CheckpointParts {
   /** Bytes of memory of the log's index from which on a checkpoint is wanted. */
   readonly indexLimit: number;
   readonly segmentSize: number;
+  /** Chunks from which on a manifest is written of those that are done. */
+  readonly manifestChunks: number;
   /** Bytes of memory for what is loaded again of the log, at most, but at least for one chunk's. */
   readonly loadLimit: number;
 }
@@ -168,7 +169,7 @@ export class Checkpointer {
     const n = ++this.#n;
     const updates: Updates = new Map();
     let bytesRelocated = 0;
-    const most = Math.max(ROUND_CHUNKS, image.map.manifest.leaves.size / ROUND_SHARE);
+    const most = Math.max(this.#parts.manifestChunks, image.map.manifest.leaves.size / ROUND_SHARE);
     for (let chunks = 0; chunks < most && relocate.length + destage.length > 0; ) {
       const isMoved = relocate.length > 0;
       const group = this.#group(isMoved ? relocate : destage, cut);
@@ -194,9 +195,10 @@ export class Checkpointer {
   /** Takes so many of `chunks` as may be loaded at a time. */
   #group(chunks: number[], cut: number): number[] {
     const limit = Math.max(this.#parts.loadLimit - this.#loader.overhead, this.#loader.overhead);
+    const most = Math.min(chunks.length, GROUP_MANIFESTS * this.#parts.manifestChunks);
     let bytes = 0;
     let count = 0;
-    for (; count < Math.min(chunks.length, GROUP_CHUNKS); count++) {
+    for (; count < most; count++) {
       bytes += this.#loader.bytesOf(chunks[count] as number, cut);
       if (count > 0 && bytes > limit) break;
     }

@@ -153,7 +153,7 @@ export interface OpenOptions {
   /** Throw away what a journal or restart file holds and can't be applied any more. */
   discardJournal?: boolean | undefined;
   onLog?: Log | undefined;
-  /** Chunks after which a checkpoint writes a manifest of those that are done. Default 256. For tests. */
+  /** Chunks after which a checkpoint writes a manifest of those that are done. Default 1024. For tests. */
   manifestChunks?: number | undefined;
   /** For tests. */
   clock?: Clock | undefined;
@@ -457,7 +457,7 @@ export class S3Disk implements BlockStore {
         segmentLimit: this.#segmentLimit,
         indexLimit: this.#indexLimit,
         segmentSize,
-        manifestChunks: options.manifestChunks ?? 256,
+        manifestChunks: options.manifestChunks ?? 1024,
         loadLimit: Math.max(16 * MiB, Math.min(64 * MiB, (options.cacheSize ?? 64 * MiB) / 4)),
       },
       newest,

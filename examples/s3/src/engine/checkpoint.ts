@@ -9,7 +9,7 @@
  * another writer's claim, before it leaves objects that nobody knows.
  *
  * Each chunk is written once, however scattered the log: the chunks are gone through in the order of the disk, as many at a time as
- * their data may take of memory (`log-loader`), and after some hundreds there is a manifest of them. The log begins later only
+ * their data may take of memory (`log-loader`), and after a thousand there is a manifest of them. The log begins later only
  * with the last of these; who opens the disk before finds the data of those that are done in both.
  *
  * A new version may hold newer data than the manifest's `cut`: that is harmless, because the record is
@@ -52,7 +52,7 @@ const LAST_STEPS = 3;
 /** As many chunks as this part of the leaves are done between two manifests at least. */
 const ROUND_SHARE = 64;
 /** So many times as many are loaded at a time, at most: where each has little in the log. */
-const GROUP_MANIFESTS = 16;
+const GROUP_MANIFESTS = 4;
 /** More of the log is taken than has to be where that makes chunks free so much more each. */
 const WORTH = 0.9;
 const FOREVER = Number.POSITIVE_INFINITY;

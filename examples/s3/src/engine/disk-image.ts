@@ -269,30 +269,34 @@ export class DiskImage {
       return;
     }
     const ref = this.#map.lookup(chunk);
+    const generation = this.#generation;
     if (ref instanceof Promise) {
-      jobs.push(ref.then((found) => this.#wait(chunk, found, from, to, data, shift)));
+      jobs.push(ref.then((found) => this.#wait(chunk, found, generation, from, to, data, shift)));
       return;
     }
-    this.#frames(chunk, ref, from, to, data, shift, jobs);
+    this.#frames(chunk, ref, generation, from, to, data, shift, jobs);
   }
 
   async #wait(
     chunk: number,
     ref: ChunkRef | undefined,
+    generation: number,
     from: number,
     to: number,
     data: DataIn | undefined,
     shift: number,
   ): Promise<void> {
     const jobs: Promise<unknown>[] = [];
-    this.#frames(chunk, ref, from, to, data, shift, jobs);
+    this.#frames(chunk, ref, generation, from, to, data, shift, jobs);
     const results = await Promise.allSettled(jobs);
     for (const result of results) if (result.status === 'rejected') throw result.reason;
   }
 
+  /** @param generation of the map that `ref` is from */
   #frames(
     chunk: number,
     ref: ChunkRef | undefined,
+    generation: number,
     from: number,
     to: number,
     data: DataIn | undefined,
@@ -322,7 +326,7 @@ export class DiskImage {
       // Frames that are missing after each other come by one request.
       let count = 1;
       while (frame + count <= last && this.#missing(chunk, ref, frame + count)) count++;
-      const source = this.#chunkSource(chunk, ref);
+      const source = this.#chunkSource(chunk, ref, generation);
       this.#fetchAround(source, frame, count, data, jobs, (one, bytes) => {
         const base = one * frameSize;
         const begin = Math.max(from, base);
@@ -399,7 +403,7 @@ export class DiskImage {
     wanted: readonly number[],
   ): Promise<Map<number, Buffer>> {
     const frames = new Map<number, Buffer>();
-    const source = this.#chunkSource(chunk, ref);
+    const source = this.#chunkSource(chunk, ref, this.#generation);
     const arrived = (frame: number, bytes: Buffer): void => {
       frames.set(frame, Buffer.from(bytes));
     };
@@ -408,11 +412,10 @@ export class DiskImage {
     return frames;
   }
 
-  #chunkSource(chunk: number, ref: ChunkRef): FrameSource {
+  #chunkSource(chunk: number, ref: ChunkRef, generation: number): FrameSource {
     const { codec, cache, prefix } = this.#parts;
     const { frameSize } = this.geometry;
     const origin = this.#map.manifest.origins[ref.origin] as Origin;
-    const generation = this.#generation;
     const name = chunkName(chunk, ref.n, ref.epoch);
     const identity = {
       kind: BlobKind.chunk,
@@ -436,7 +439,7 @@ export class DiskImage {
       decode: (key, frame, stored) =>
         codec.decodeFrame(key, identity, origin.id, frame, entryOf(frame), stored),
       keep: (frame, bytes) => {
-        // Not what an older map led to.
+        // Not what an older map led to, also one that was asked long ago.
         if (generation !== this.#generation) return;
         cache.put(chunk * this.#framesPerChunk + frame, bytes);
       },

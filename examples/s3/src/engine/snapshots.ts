@@ -2,11 +2,12 @@
 /**
  * Snapshots and clones of a disk that somebody else may be writing: only pins are made.
  *
- * A pin is good if no manifest newer than the one it names had appeared when it was there: whoever makes
- * one lists the pins before deleting anything. If one had, the pin is taken back and made anew.
+ * A pin is good if no manifest newer than the one it names counted when it was there: whoever makes
+ * one lists the pins before deleting anything. If one did, the pin is taken back and made anew. One that had appeared before
+ * may have begun to count meanwhile: the log tells.
  */
 import { randomBytes } from 'node:crypto';
-import { DiskError } from './errors.js';
+import { DiskError, Gone } from './errors.js';
 import { homeOf, pinName } from './names.js';
 import { type DiskState, listManifests, loadState, type OpeningParts } from './opening.js';
 import { listPins, loadDisk, loadPin, type Pin, savePin } from './records.js';
@@ -36,14 +37,28 @@ export async function pinNow(parts: OpeningParts, purpose: PinPurpose): Promise<
     const state = await loadState(parts);
     const pin = pinOf(state, purpose, state.slot);
     await savePin(requests, prefix, pin);
+    const isStill = await countsStill(state, pin);
+    // Last: what the log said is all there was, unless some of it had been collected for a newer one.
     const after = (await listManifests(requests, prefix))[0];
-    if (before?.n === after?.n && before?.epoch === after?.epoch) return pin;
+    if (isStill && before?.n === after?.n && before?.epoch === after?.epoch) return pin;
     await requests.delete([`${prefix}/${pinName(pin.name)}`]);
   }
   throw new DiskError(
     'in-use',
     `${prefix}: checkpoints follow each other too fast for a snapshot from outside; try again`,
   );
+}
+
+/** Whether the log, as far as it is there now, declares no newer manifest valid than the one a pin names. */
+async function countsStill(state: DiskState, { n, epoch }: Pin): Promise<boolean> {
+  try {
+    await state.survey();
+    await state.advance(state.lastKnown + 1);
+  } catch (error) {
+    if (error instanceof Gone) return false;
+    throw error;
+  }
+  return state.manifest.n === n && state.manifest.epoch === epoch;
 }
 
 /** The snapshots of a disk, and what keeps its clones. @throws DiskError `not-a-disk`, `unfinished` */

@@ -222,6 +222,8 @@ export class S3Disk implements BlockStore {
   #reloading: Promise<void> | undefined;
   /** Checkpoints that somebody waits for. */
   #wanted = 0;
+  /** Snapshots and sweeps that wait for a checkpoint's next manifest. */
+  #behind = 0;
   #logBytes = 0;
   readonly #pace: Pace;
   /** What COMPARE AND WRITE is reading: bytes `[start, end)`, and whether they were changed meanwhile. */
@@ -458,6 +460,7 @@ export class S3Disk implements BlockStore {
         indexLimit: this.#indexLimit,
         segmentSize,
         manifestChunks: options.manifestChunks ?? 1024,
+        isAwaited: () => this.#isManifestAwaited,
         loadLimit: Math.max(16 * MiB, Math.min(64 * MiB, (options.cacheSize ?? 64 * MiB) / 4)),
       },
       newest,
@@ -572,7 +575,11 @@ export class S3Disk implements BlockStore {
 
   /** How much of what the log may be too long it is: from 0 to 1, where writes wait. */
   get #owed(): number {
-    return this.#wanted > 0 ? 1 : this.#pace.owed;
+    return this.#wanted > 0 || this.#isManifestAwaited ? 1 : this.#pace.owed;
+  }
+
+  get #isManifestAwaited(): boolean {
+    return this.#closed || this.#behind > 0;
   }
 
   #measureLog(): void {
@@ -597,6 +604,15 @@ export class S3Disk implements BlockStore {
     const turn = this.#serial.then(run, run);
     this.#serial = turn.catch(() => {});
     return turn;
+  }
+
+  /** A checkpoint under way makes way after what it has done. */
+  #inNextTurn<T>(run: () => Promise<T>): Promise<T> {
+    this.#behind++;
+    return this.#inTurn(() => {
+      this.#behind--;
+      return run();
+    });
   }
 
   #runCheckpoint(all: boolean): Promise<boolean> {
@@ -969,7 +985,10 @@ export class S3Disk implements BlockStore {
     const { durable } = log;
     this.#wanted++;
     try {
-      while (this.manifest.cut < durable && (await this.#runCheckpoint(true)));
+      while (this.manifest.cut < durable) {
+        this.#writable('checkpoint');
+        if (!(await this.#runCheckpoint(true))) break;
+      }
     } finally {
       this.#wanted--;
     }
@@ -982,7 +1001,7 @@ export class S3Disk implements BlockStore {
   snapshot(name: string): Promise<Pin> {
     const log = this.#log;
     if (log === undefined) return pinNow(this.#parts, { name, kind: 'snapshot' });
-    return this.#inTurn(async () => {
+    return this.#inNextTurn(async () => {
       this.#writable('snapshot');
       const { size } = this;
       await log.flush();
@@ -1004,7 +1023,7 @@ export class S3Disk implements BlockStore {
    * @throws DiskError `fenced`, `damaged`; ObjectStoreError
    */
   collect(onProgress?: (deleted: number) => void): Promise<SweepResult> {
-    return this.#inTurn(async () => {
+    return this.#inNextTurn(async () => {
       const { manifest, record, prefix } = this;
       try {
         return await sweep(this.#requests, this.#codec, prefix, record, manifest, onProgress);

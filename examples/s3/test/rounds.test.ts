@@ -156,3 +156,78 @@ describe('a checkpoint of several manifests', () => {
     await Promise.all([follower.close(), disk.close(), successor.close()]);
   });
 });
+
+describe('a checkpoint whose manifest is awaited', () => {
+  /** A disk whose checkpoint is one manifest, and has put 20 chunks when `act` is called; counts them. */
+  async function begun(seed: number, act: (disk: S3Disk, bucket: MemoryBucket) => Promise<void>) {
+    const { bucket, model } = await filled(seed);
+    const disk = await open(bucket.connect(), { ...LIMITS, manifestChunks: CHUNKS });
+    const chunks = `${homeIn(bucket)}/c/`;
+    let count = 0;
+    let acted: Promise<void> | undefined;
+    bucket.fate = async (operation, key): Promise<Fate> => {
+      if (operation !== 'put' || !key.startsWith(chunks) || ++count < 20) return 'good';
+      acted ??= act(disk, bucket);
+      await acted;
+      return 'good';
+    };
+    const checkpoint = disk.checkpoint();
+    checkpoint.catch(() => {});
+    return { bucket, model, disk, checkpoint, count: () => count };
+  }
+
+  it('makes way for a snapshot, and goes on behind it', async () => {
+    let snapshot: Promise<number> | undefined;
+    const { model, disk, checkpoint, count, bucket } = await begun(5, async (writer) => {
+      snapshot = writer.snapshot('s').then(() => count());
+    });
+    await checkpoint;
+    expect(await snapshot).toBeLessThan(40);
+    // Each chunk once, however often it was stopped.
+    expect(count()).toBeGreaterThan(CHUNKS * 0.9);
+    expect(count()).toBeLessThanOrEqual(CHUNKS);
+    expect((await readAll(disk)).equals(model.now())).toBe(true);
+    await disk.close();
+    for (const options of [LIMITS, { ...LIMITS, snapshot: 's' }]) {
+      const again = await open(bucket.connect(), options);
+      expect((await readAll(again)).equals(model.now())).toBe(true);
+      await again.close();
+    }
+  });
+
+  it('makes way for the end, and what it has done stays done', async () => {
+    let closed: Promise<void> | undefined;
+    const { model, checkpoint, count, bucket } = await begun(6, async (writer) => {
+      closed = writer.close();
+    });
+    await expect(checkpoint).rejects.toMatchObject({ failure: 'closed' });
+    await closed;
+    expect(count()).toBeLessThan(40);
+    const again = await open(bucket.connect(), LIMITS);
+    expect(again.manifest.n).toBeGreaterThan(0);
+    expect((await readAll(again)).equals(model.now())).toBe(true);
+    await again.checkpoint();
+    expect((await readAll(again)).equals(model.now())).toBe(true);
+    await again.close();
+  });
+
+  it('puts nothing more once its writer knows that it was replaced', async () => {
+    let known = 0;
+    const { model, disk, checkpoint, count, bucket } = await begun(7, async (writer, there) => {
+      const successor = await open(there.connect(), LIMITS);
+      await successor.close();
+      await expect(
+        write(writer, 0, Buffer.alloc(512, 1)).then(() => writer.flush()),
+      ).rejects.toThrow();
+      known = count();
+    });
+    await expect(checkpoint).rejects.toMatchObject({ failure: 'fenced' });
+    // Those on their way.
+    expect(count()).toBeLessThanOrEqual(known + 3);
+    expect(known).toBeLessThan(30);
+    await disk.close();
+    const again = await open(bucket.connect(), LIMITS);
+    expect((await readAll(again)).equals(model.now())).toBe(true);
+    await again.close();
+  });
+});

@@ -79,6 +79,8 @@ export interface CheckpointParts {
   readonly segmentSize: number;
   /** Chunks from which on a manifest is written of those that are done. */
   readonly manifestChunks: number;
+  /** Whether somebody waits for the next manifest: it is written of what is done then. */
+  readonly isAwaited: () => boolean;
   /** Bytes of memory for what is loaded again of the log, at most, but at least for one chunk's. */
   readonly loadLimit: number;
 }
@@ -171,6 +173,7 @@ export class Checkpointer {
     let bytesRelocated = 0;
     const most = Math.max(this.#parts.manifestChunks, image.map.manifest.leaves.size / ROUND_SHARE);
     for (let chunks = 0; chunks < most && relocate.length + destage.length > 0; ) {
+      if (chunks > 0 && this.#parts.isAwaited()) break;
       const isMoved = relocate.length > 0;
       const group = this.#group(isMoved ? relocate : destage, cut);
       chunks += group.length;
@@ -180,8 +183,12 @@ export class Checkpointer {
           this.#advance(sweep, done + share * group.length);
         });
         this.#advance(sweep, done + group.length);
-        if (isMoved) bytesRelocated += await this.#relocate(group, sweep, data);
-        else await this.#destage(group, sweep, n, data, updates);
+        const left: number[] = [];
+        if (isMoved) bytesRelocated += await this.#relocate(group, sweep, data, left);
+        else await this.#destage(group, sweep, n, data, updates, left);
+        // Loaded again for the next manifest.
+        (isMoved ? relocate : destage).unshift(...left);
+        sweep.done -= left.length;
       } finally {
         this.#loader.release();
       }
@@ -367,14 +374,24 @@ export class Checkpointer {
     return { destage, relocate, appended };
   }
 
-  async #relocate(chunks: readonly number[], sweep: Sweep, loaded: LogData): Promise<number> {
+  /** @param left gets those that are not done, because the manifest is awaited */
+  async #relocate(
+    chunks: readonly number[],
+    sweep: Sweep,
+    loaded: LogData,
+    left: number[],
+  ): Promise<number> {
     const { cut } = sweep;
     const { image, log, segmentSize } = this.#parts;
     const { background } = this.#parts.requests;
     const { blockSize, chunkSize } = image.geometry;
     let moved = 0;
     let settled = 0;
-    for (const chunk of chunks) {
+    for (const [i, chunk] of chunks.entries()) {
+      if (moved > 0 && this.#parts.isAwaited()) {
+        left.push(...chunks.slice(i));
+        break;
+      }
       if (moved - settled >= (background.yields ? RELOCATE_BYTES : 2 * segmentSize)) {
         await background.run(() => log.drain(FOREVER));
         settled = moved;
@@ -408,13 +425,16 @@ export class Checkpointer {
     return moved;
   }
 
+  /** @param left gets those that are not done, because the manifest is awaited */
   async #destage(
     chunks: readonly number[],
     sweep: Sweep,
     n: number,
     loaded: LogData,
     updates: Updates,
+    left: number[],
   ): Promise<void> {
+    const { isAwaited, log } = this.#parts;
     const { index } = this.#parts.image;
     const version = async (chunk: number, bytes: Buffer): Promise<ChunkRef | undefined> => {
       const frames = await this.#merge(chunk, sweep.cut, loaded, bytes);
@@ -423,6 +443,12 @@ export class Checkpointer {
       return chunkRef(await this.#put(name, BlobKind.chunk, chunk, n, frames));
     };
     await inParallel(chunks, WIDTH, async (chunk) => {
+      // Nobody will ever know what a writer that was replaced puts there.
+      if (log.failure !== undefined) throw log.failure;
+      if (updates.size > 0 && isAwaited()) {
+        left.push(chunk);
+        return;
+      }
       if (index.isZero(chunk)) updates.set(chunk, undefined);
       else if (index.isIn(chunk, sweep.cut)) {
         const bytes = this.#chunks.take();

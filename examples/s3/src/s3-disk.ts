@@ -430,10 +430,7 @@ export class S3Disk implements BlockStore {
         lease,
       },
       {
-        arranged: (slot, placed) => {
-          for (const { block, blocks, offset } of placed)
-            image.index.put(block, blocks, slot, offset);
-        },
+        arranged: (slot, placed) => image.index.moved(slot, placed),
         durable: (facts) => this.#durable(facts),
         failed: (error) => {
           this.#requests.log('error', error.message);

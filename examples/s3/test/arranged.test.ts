@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** What is written here and there lies in its segment in the order of the disk, and means the same. */
 import { describe, expect, it } from 'vitest';
+import { LogIndex, RUN } from '../src/engine/log-index.js';
 import { decodeRecords, OpenSegment, RecordType } from '../src/engine/segment.js';
 import { create, KiB, MiB, open, readAll, write } from './support/disk.js';
 import { MemoryBucket } from './support/memory-objects.js';
@@ -52,15 +53,59 @@ describe('a segment', () => {
       const chunks = chunksOf(segment);
       expect(chunks).toEqual([...chunks].sort((a, b) => a - b));
       moved += placed.length;
-      // Each of them is where it is said to be.
-      const disk = Buffer.alloc(before.length);
-      for (const { block, blocks, offset } of placed) {
-        segment.payload().copy(disk, block * BLOCK, offset, offset + blocks * BLOCK);
-      }
-      if (placed.length > 0) expect(disk.equals(before)).toBe(true);
       expect(segment.arrange(PER_CHUNK, () => expect.unreachable('it is in order'))).toEqual([]);
     }
     expect(moved).toBeGreaterThan(2000);
+  });
+
+  it('is found where it is by an index that was told', () => {
+    let split = 0;
+    for (let seed = 1; seed <= 400; seed++) {
+      const random = randomNumbers(seed);
+      const segment = new OpenSegment(7, BLOCK, Buffer.alloc(64 * KiB));
+      const index = new LogIndex(BLOCK, PER_CHUNK * BLOCK);
+      let next = 0;
+      for (let i = 0; i < 20; i++) {
+        const blocks = 1 + Math.floor(random() * 5);
+        // Often behind the one before, also where something was discarded between the two.
+        const isNext = random() < 0.4 && next + blocks <= BLOCKS;
+        const block = isNext ? next : Math.floor(random() * (BLOCKS - blocks));
+        if (random() < 0.15) {
+          segment.note(RecordType.zero, block, blocks);
+          index.put(block, blocks, 7, -1);
+          continue;
+        }
+        index.put(block, blocks, 7, segment.append(block, Buffer.alloc(blocks * BLOCK, 1 + i)));
+        next = block + blocks;
+      }
+      const before = replay(segment);
+      const { runs } = index;
+      index.moved(
+        7,
+        segment.arrange(PER_CHUNK, () => Buffer.alloc(64 * KiB)),
+      );
+      if (index.runs > runs) split++;
+      const disk = Buffer.alloc(before.length);
+      let count = 0;
+      for (const chunk of index.indexes()) {
+        const list = index.of(chunk) ?? [];
+        for (let at = 0; at < list.length; at += RUN) {
+          const [first, length, , offset] = list.slice(at, at + RUN) as number[] as [
+            number,
+            number,
+            number,
+            number,
+          ];
+          count++;
+          if (offset < 0) continue;
+          const to = (chunk * PER_CHUNK + first) * BLOCK;
+          segment.payload().copy(disk, to, offset, offset + length * BLOCK);
+        }
+      }
+      expect(disk.equals(before)).toBe(true);
+      expect(index.runs).toBe(count);
+    }
+    expect(split).toBeGreaterThan(5);
   });
 
   it('stays as it is up to the last change of another kind', () => {

@@ -9,6 +9,8 @@
  * why a checkpoint is wanted for the sake of `bytes`, too.
  */
 
+import type { Placed } from './segment.js';
+
 /** Numbers a run takes: first block in the chunk, blocks, slot, byte in the segment's data (-1: zeros). */
 export const RUN = 4;
 /** Bytes of memory, about. */
@@ -115,6 +117,32 @@ export class LogIndex {
     }
   }
 
+  /** Data of segment `slot` is elsewhere in it now. What is given is together by chunks, and of a chunk in the order it was in. */
+  moved(slot: number, placed: readonly Placed[]): void {
+    const start = placed.reduce((least, { from }) => Math.min(least, from), Number.MAX_VALUE);
+    for (let first = 0, behind = 0; first < placed.length; first = behind) {
+      const { chunk } = placed[first] as Placed;
+      while (placed[behind]?.chunk === chunk) behind++;
+      const runs = this.#chunks.get(chunk) ?? [];
+      for (let at = 0; at < runs.length; at += RUN) {
+        if (runs[at + 2] !== slot) continue;
+        const [block, length, , offset] = runs.slice(at, at + RUN) as Run;
+        if (offset < 0) continue;
+        const kept = (start - offset) / this.#blockSize;
+        if (kept > 0) {
+          // What is before all that moves stays; a run may begin there, and go on behind.
+          if (kept >= length) continue;
+          runs.splice(at, RUN, block, kept, slot, offset, block + kept, length - kept, slot, start);
+          this.#runs++;
+          continue;
+        }
+        // A run goes over several pieces only if they were next to each other, and so they still are.
+        const piece = pieceAt(placed, first, behind, offset);
+        if (piece !== undefined) runs[at + 3] = piece.to + offset - piece.from;
+      }
+    }
+  }
+
   #put(chunk: number, start: number, count: number, slot: number, offset: number): void {
     if (offset >= 0) this.#count(slot, count);
     const runs = this.#chunks.get(chunk);
@@ -198,6 +226,24 @@ export class LogIndex {
     if (kept === 0) this.#chunks.delete(chunk);
     else this.#chunks.set(chunk, runs.slice(0, kept));
   }
+}
+
+/** Of `[first, behind)`, the one that `offset` was in. */
+function pieceAt(
+  placed: readonly Placed[],
+  first: number,
+  behind: number,
+  offset: number,
+): Placed | undefined {
+  let low = first;
+  let high = behind;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if ((placed[middle] as Placed).from <= offset) low = middle + 1;
+    else high = middle;
+  }
+  const piece = low > first ? (placed[low - 1] as Placed) : undefined;
+  return piece !== undefined && offset < piece.from + piece.bytes ? piece : undefined;
 }
 
 type Run = [first: number, length: number, slot: number, offset: number];

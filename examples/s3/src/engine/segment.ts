@@ -35,11 +35,12 @@ export const MAX_RECORD_BLOCKS = 0xffffffff;
 /** Epoch of a fence; writers count from 1. */
 export const FENCE_EPOCH = 0;
 
-/** Data in a segment: where on the disk, and the byte where it is in the segment's data. */
+/** Data of one chunk that has another place in its segment now, and the bytes where it was and where it is. */
 export interface Placed {
-  readonly block: number;
-  readonly blocks: number;
-  readonly offset: number;
+  readonly chunk: number;
+  readonly bytes: number;
+  readonly from: number;
+  readonly to: number;
 }
 
 /** The segment that is being filled. Data is copied in once, from where the initiator has it. */
@@ -105,13 +106,13 @@ export class OpenSegment {
   /**
    * Puts what is behind the last record of another kind than data into the order of the chunks, if it isn't.
    * @param take memory for all of the data, which it is in then
-   * @returns what may be elsewhere than before, in the order of its records
+   * @returns what may be elsewhere than before: a chunk's after each other, in the order it was in
    */
   arrange(blocksPerChunk: number, take: () => Buffer): Placed[] {
     const records = this.#records;
     let first = records.length;
     while (first > 0 && records[first - 3] === RecordType.data) first -= 3;
-    const pieces: (Placed & { readonly chunk: number })[] = [];
+    const pieces: { chunk: number; block: number; bytes: number; from: number }[] = [];
     let blocksBehind = 0;
     for (let i = first; i < records.length; i += 3) blocksBehind += records[i + 1] as number;
     const start = this.#used - blocksBehind * this.#blockSize;
@@ -120,8 +121,9 @@ export class OpenSegment {
       for (let block = records[i + 2] as number; block < end; ) {
         const chunk = Math.floor(block / blocksPerChunk);
         const blocks = Math.min(end, (chunk + 1) * blocksPerChunk) - block;
-        pieces.push({ chunk, block, blocks, offset: at });
-        at += blocks * this.#blockSize;
+        const bytes = blocks * this.#blockSize;
+        pieces.push({ chunk, block, bytes, from: at });
+        at += bytes;
         block += blocks;
       }
     }
@@ -129,14 +131,14 @@ export class OpenSegment {
       return [];
     }
     pieces.sort((a, b) => a.chunk - b.chunk);
-    const from = this.#buffer;
+    const before = this.#buffer;
     this.#buffer = take();
-    from.copy(this.#buffer, 0, 0, start);
+    before.copy(this.#buffer, 0, 0, start);
     this.#used = start;
     records.length = first;
-    return pieces.map(({ block, blocks, offset: old }) => {
-      const data = from.subarray(old, old + blocks * this.#blockSize);
-      return { block, blocks, offset: this.append(block, data) };
+    return pieces.map(({ chunk, block, bytes, from }) => {
+      const to = this.append(block, before.subarray(from, from + bytes));
+      return { chunk, bytes, from, to };
     });
   }
 

@@ -10,7 +10,7 @@
  *
  * A fence is a claim that claims nothing: its epoch is that of no writer. Whoever opens the disk puts it far
  * ahead of a writer at work, which ends there; readers go on behind it, where only a claim, or another fence,
- * follow.
+ * can follow.
  *
  * What was written here and there is put into the order of the chunks before it is sent: whoever wants what the log has of a part of the
  * disk then finds it close together in each segment. All of a segment counts, or nothing of it; and of a chunk the order
